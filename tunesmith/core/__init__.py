@@ -1,0 +1,1 @@
+"""The nouns of Tunesmith. Knows no torch and no room above."""

@@ -1,0 +1,145 @@
+"""What verbs make: frozen values whose fields are the keys of result.json. Folders hold the rest."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+def as_result(artifact: Any) -> dict[str, Any]:
+    """The artifact as result.json holds it: paths as text."""
+    return {
+        key: str(value) if isinstance(value, Path) else value for key, value in asdict(artifact).items()
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Rendered rows in a folder, with the ledger of what happened to every row."""
+
+    dataset: Path
+    format: str
+    rows: int
+    """Rows read."""
+    kept: int
+    truncated: int
+    dropped: int
+    reasons: dict[str, int]
+    """Why rows were dropped, with counts."""
+    train_rows: int
+    held_out_rows: int
+    tokens: int
+    trained_tokens: int
+    longest: int
+    """Tokens of the longest kept row."""
+    end_token_lost: int
+    """Kept rows whose last end-of-turn token is not trained."""
+    template_sha256: str
+    data_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes by part at the longest batch, against what the machine has."""
+
+    model: str
+    method: str
+    precision: str
+    parameters: int
+    trainable_parameters: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    overhead_bytes: int
+    """Libraries, allocator and work space that no formula names."""
+    total_bytes: int
+    available_bytes: int
+    device: str
+    fits: bool
+    checkpointing: bool
+    """Whether activations are recomputed in the backward pass."""
+    advice: str
+    """The smallest change that makes it fit; empty where it fits."""
+    seconds_per_epoch: float | None
+    """From a calibration of a few seconds; None where no dataset was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A finished training run."""
+
+    checkpoint: Path
+    """The checkpoint to use: the best one where evaluation ran, else the last."""
+    steps: int
+    epochs: float
+    train_loss: float
+    held_out_loss: float | None
+    perplexity: float | None
+    base_held_out_loss: float | None
+    """Held-out loss before the first step."""
+    tokens_per_second: float
+    """Non-padding tokens trained per second, evaluation and saving not counted."""
+    seconds: float
+    peak_memory_bytes: int
+    predicted_memory_bytes: int
+    trainable_parameters: int
+    parameters: int
+    dataset: Path
+    precision: str
+    stopped_early: bool
+    charts: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of a base model and a tuned one on the same rows."""
+
+    evaluation: Path
+    rows: int
+    base: dict[str, Any] | None
+    tuned: dict[str, Any]
+    difference: dict[str, Any] | None
+    """Per metric: difference, 95 % interval, and whether the interval leaves zero out."""
+    report_markdown: Path
+    report_html: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Package:
+    """An exported model that passed its proofs."""
+
+    package: Path
+    files: dict[str, int]
+    """Name and bytes of the files that carry weights."""
+    proofs: dict[str, bool]
+    details: dict[str, Any]
+    """What each proof measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A server that ran and ended."""
+
+    address: str
+    engine: str
+    model: str
+    requests: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Quickstart:
+    """The whole story in numbers; the keys of report.json."""
+
+    base: dict[str, float]
+    tuned: dict[str, float]
+    train: dict[str, float]
+    memory: dict[str, int]
+    chapters: list[dict[str, Any]]
+    proofs: dict[str, bool]
+    package: Path
+    answer: dict[str, str]
+    """The question asked over HTTP at the end, and what came back."""

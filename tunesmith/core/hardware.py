@@ -1,0 +1,102 @@
+"""What this machine has: cores, memory, GPU, native bf16. Asks the system, never torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One machine as the plan sees it; bytes are bytes."""
+
+    cores: int
+    memory_bytes: int
+    """RAM a process may use: physical memory or the cgroup's limit, whichever is less."""
+    available_bytes: int
+    """RAM free right now, within that limit."""
+    gpu_name: str = ""
+    gpu_memory_bytes: int = 0
+    gpu_available_bytes: int = 0
+    native_bf16: bool = False
+    """The processor (or GPU) multiplies bf16 itself, so that bf16 is faster and not emulated."""
+
+    @property
+    def device(self) -> str:
+        """`cuda` or `cpu`: where training runs."""
+        return "cuda" if self.gpu_name else "cpu"
+
+    @property
+    def training_bytes(self) -> int:
+        """Memory a training run may take on `device`."""
+        return self.gpu_available_bytes if self.gpu_name else self.available_bytes
+
+
+def probe() -> Machine:
+    """Look at the machine now."""
+    total, available = _memory()
+    name, gpu_total, gpu_free, capability = _gpu()
+    bf16 = capability >= 8.0 if name else bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return Machine(cores, total, available, name, gpu_total, gpu_free, bf16)
+
+
+def peak_memory_bytes() -> int:
+    """The most RAM this process has held (resident set) since the last `reset_peak_memory`."""
+    for line in _lines("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_memory() -> None:
+    """Start counting the peak anew; where the system cannot (not Linux), the peak stays that of the process."""
+    path = Path("/proc/self/clear_refs")
+    if path.exists():
+        path.write_text("5", encoding="ascii")
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+
+
+def _memory() -> tuple[int, int]:
+    facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in _lines("/proc/meminfo") if line.split()[1:2]}
+    if not facts:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return memory.total, memory.available
+    total, available = facts["MemTotal"], facts["MemAvailable"]
+    limit, used = _lines("/sys/fs/cgroup/memory.max"), _lines("/sys/fs/cgroup/memory.current")
+    if limit and limit[0].isdigit() and used:
+        total = min(total, int(limit[0]))
+        available = min(available, int(limit[0]) - int(used[0]))
+    return total, available
+
+
+def _cpu_flags() -> set[str]:
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith(("flags", "Features")):
+            return set(line.split(":", 1)[1].split())
+    return set()
+
+
+def _gpu() -> tuple[str, int, int, float]:
+    tool = shutil.which("nvidia-smi")
+    if not tool:
+        return "", 0, 0, 0.0
+    query = [tool, "--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    if done.returncode or not done.stdout.strip():
+        return "", 0, 0, 0.0
+    name, total, free, capability = (part.strip() for part in done.stdout.splitlines()[0].rsplit(",", 3))
+    return name, int(total) << 20, int(free) << 20, float(capability)

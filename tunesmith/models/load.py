@@ -1,0 +1,184 @@
+"""From the name of a model to its files, tokenizer and weights. Safetensors only, remote code off."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.core import files, hub
+from tunesmith.core.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ADAPTER = "adapter_config.json"
+PACKAGE = "package.json"
+PRECISIONS = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A model on disk: base weights in `base`, the adapter over them or None, and the GGUF file where that is asked."""
+
+    name: str
+    base: Path
+    adapter: Path | None = None
+    gguf: Path | None = None
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer and chat template to use lie: beside the adapter when there is one."""
+        has_own = self.adapter and (self.adapter / "tokenizer_config.json").is_file()
+        return self.adapter if self.adapter and has_own else self.base
+
+
+def find(model: str) -> Found:
+    """Find a model by what a person types: `embedded`, a folder of weights, a checkpoint, a run, a package, a .gguf
+    file, `hf:ID`, a bare ID or `ms:ID`.
+
+    Raises ModelError when it is none of these, or an adapter whose base is another model.
+    """
+    if model == hub.EMBEDDED:
+        from tunesmith.models.embedded import embedded_folder
+
+        return Found(model, embedded_folder())
+    path = Path(model)
+    if path.is_file() and path.suffix == ".gguf":
+        return Found(path.stem, path.parent, gguf=path)
+    folder = _follow_run(hub.locate(model))
+    if (folder / ADAPTER).is_file():
+        return _with_base(folder)
+    if (folder / PACKAGE).is_file() and not (folder / "config.json").is_file():
+        return _package(folder)
+    if not (folder / "config.json").is_file():
+        raise ModelError(model, "is not a model, checkpoint, run or package", do="It has no config.json")
+    if not any(folder.glob("*.safetensors")):
+        raise ModelError(model, "has no safetensors weights", do="Other formats can run code when loaded; convert it first")
+    return Found(model, folder)
+
+
+def _follow_run(folder: Path) -> Path:
+    """A run folder stands for what it made."""
+    result = folder / "result.json"
+    if not result.is_file():
+        return folder
+    made = files.read_json(result)
+    target = made.get("checkpoint") or made.get("package")
+    if not target:
+        raise ModelError(str(folder), "is a run that made no model")
+    inside = folder / Path(target).name  # a run folder may have been moved
+    for candidate in (Path(target), inside, folder / "checkpoints" / Path(target).name):
+        if candidate.is_dir():
+            return candidate
+    raise ModelError(str(folder), "names a model that is gone", got=target)
+
+
+def _with_base(adapter: Path) -> Found:
+    """An adapter with the base it was trained on; the base's weights must be the same bytes where that is known."""
+    config = files.read_json(adapter / ADAPTER)
+    typed = config.get("base_model_name_or_path") or ""
+    manifest = adapter / files.MANIFEST
+    known = files.read_json(manifest).get("base", {}) if manifest.is_file() else {}
+    typed = known.get("model") or typed
+    if not typed:
+        raise ModelError(str(adapter), "does not say which base model it belongs to")
+    base = find(typed)
+    if known.get("weights_sha256") and known["weights_sha256"] != weights_fingerprint(base.base):
+        raise ModelError(
+            str(adapter), f"was trained on another base than {typed!r} is now",
+            got=str(base.base), do="Put the base model back that it was trained on",
+        )
+    return Found(str(adapter), base.base, adapter=adapter)
+
+
+def _package(folder: Path) -> Found:
+    inside = files.read_json(folder / PACKAGE)
+    weights = folder / inside["weights"] if inside.get("weights") else None
+    gguf = folder / inside["gguf"] if inside.get("gguf") else None
+    if weights is None and gguf is None:
+        raise ModelError(str(folder), "is a package without weights")
+    base = weights or folder
+    adapter = base if (base / ADAPTER).is_file() else None
+    return Found(inside.get("name", folder.name), find(str(base)).base if adapter else base, adapter, gguf)
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Identity of a model's weights: sha256 over every safetensors header and the first and last MiB of its data.
+
+    Reads a few MiB whatever the size of the model; two trainings of one architecture never share it.
+    """
+    import hashlib
+
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+            header.pop("__metadata__", None)
+            digest.update(json.dumps(header, sort_keys=True).encode())
+            digest.update(file.read(1 << 20))
+            file.seek(-min(path.stat().st_size, 1 << 20), 2)
+            digest.update(file.read())
+    return digest.hexdigest()
+
+
+def load_tokenizer(found: Found) -> PreTrainedTokenizerBase:
+    """The model's own tokenizer with its chat template. Raises ModelError when either cannot be used."""
+    from transformers import AutoTokenizer
+
+    folder = found.tokenizer_folder
+    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
+        raise ModelError(str(folder), "has no tokenizer", do="It needs tokenizer.json or tokenizer.model")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise ModelError(str(folder), "has only a slow tokenizer", do="Convert it to tokenizer.json")
+    if not tokenizer.chat_template:
+        raise ModelError(str(folder), "has no chat template", do="Use the model's chat or instruct version")
+    return tokenizer
+
+
+def safe_config(folder: Path) -> Any:
+    """The model's config without the fields that name code to fetch (`auto_map`, attention kernels)."""
+    from transformers import AutoConfig
+
+    raw = files.read_json(folder / "config.json")
+    risky = [key for key in raw if key == "auto_map" or key.startswith("_attn_implementation")]
+    if risky:
+        raise ModelError(
+            str(folder / "config.json"), f"names code to run ({', '.join(risky)})", do="Remove these keys if you trust the rest"
+        )
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+def load_model(found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu") -> PreTrainedModel:
+    """Load weights in `precision`, with the adapter over them (not merged) where there is one.
+
+    Raises ModelError for weights that do not fit the config, or an adapter that does not fit the base.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    dtype: torch.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    model = AutoModelForCausalLM.from_pretrained(
+        found.base, config=safe_config(found.base), dtype=dtype, use_safetensors=True, trust_remote_code=False
+    )
+    if found.adapter:
+        model = _put_adapter(model, found.adapter)
+    return model.to(device)
+
+
+def _put_adapter(model: Any, adapter: Path) -> Any:
+    from peft import PeftModel
+
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=False, low_cpu_mem_usage=False)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(str(adapter), f"does not fit this base model: {reason}", do="Use the base it was trained on") from None
+
+

@@ -1,0 +1,54 @@
+"""The verbs: one file each, `Config -> Artifact`. This page lists them and runs one; it knows none of them.
+
+A verb's file has a one-line docstring (its summary), a `<Verb>Config`, `SUBJECT` (the option that a bare word on the
+command line means), `preview(config)` (what a dry run says) and `run(config, run)`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tunesmith.core.config import Config
+
+VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart")
+RESUMABLE = ("train",)
+
+
+def verb_module(verb: str) -> ModuleType:
+    """The file of a verb."""
+    return importlib.import_module(f"tunesmith.verbs.{verb}")
+
+
+def config_class(verb: str) -> type[Config]:
+    """The Config of a verb: `train` -> TrainConfig."""
+    return getattr(verb_module(verb), f"{verb.title()}Config")
+
+
+def summary(verb: str) -> str:
+    """The first line of a verb's docstring, read without importing it."""
+    import ast
+
+    text = (Path(__file__).parent / f"{verb}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+
+
+def perform(
+    verb: str, config: Config, out: str | Path | None = None, *, resume: bool = False,
+    quiet: bool = False, screen_is_stderr: bool = False,
+) -> tuple[Any, Path]:
+    """Run a verb in its run folder. Returns the artifact and the folder; errors are noted there and raised."""
+    from tunesmith.core.artifacts import as_result
+    from tunesmith.core.run import Run
+
+    module = verb_module(verb)
+    run = Run.start(verb, config, out, resume=resume, quiet=quiet, screen_is_stderr=screen_is_stderr)
+    try:
+        artifact = module.run(config, run)
+        run.finish(as_result(artifact))
+    except BaseException as error:
+        run.fail(error)
+        raise
+    return artifact, run.folder
