@@ -9,9 +9,7 @@ from typing import Any
 
 def as_result(artifact: Any) -> dict[str, Any]:
     """The artifact as result.json holds it: paths as text."""
-    return {
-        key: str(value) if isinstance(value, Path) else value for key, value in asdict(artifact).items()
-    }
+    return {key: str(value) if isinstance(value, Path) else value for key, value in asdict(artifact).items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +97,19 @@ class Evaluation:
 
     evaluation: Path
     rows: int
-    base: dict[str, Any] | None
-    tuned: dict[str, Any]
+    model: str
+    base_model: str | None
+    base: dict[str, float] | None
+    """Numbers by name (bleu1 to bleu4 and exact in percent, perplexity); None where nothing was compared with."""
+    tuned: dict[str, float]
     difference: dict[str, Any] | None
-    """Per metric: difference, 95 % interval, and whether the interval leaves zero out."""
+    """By number: value (tuned minus base), low and high of its 95 % interval, verdict in words."""
+    signatures: dict[str, str]
+    """How each metric was measured."""
+    answers: Path
     report_markdown: Path
     report_html: Path
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,8 @@ class Package:
     files: dict[str, int]
     """Name and bytes of the files that carry weights."""
     proofs: dict[str, bool]
+    not_made: dict[str, str]
+    """Proofs that could not be made, and why."""
     details: dict[str, Any]
     """What each proof measured."""
 

@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from tunesmith.core.errors import UsageError, did_you_mean
 
@@ -49,7 +48,9 @@ def _use_yaml_1_2() -> None:
     import re
 
     _Loader.yaml_implicit_resolvers = {
-        first: [(tag, regexp) for tag, regexp in entries if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}]
+        first: [
+            (tag, regexp) for tag, regexp in entries if tag not in {"tag:yaml.org,2002:bool", "tag:yaml.org,2002:float"}
+        ]
         for first, entries in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
     _Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|false)$", re.I), list("tTfF"))
@@ -108,7 +109,7 @@ def dump_yaml(config: Config) -> str:
 
 
 def _whole_path(cls: type[Config], path: str) -> str:
-    if path.split(".")[0] in cls.model_fields:
+    if path.split(".", maxsplit=1)[0] in cls.model_fields:
         return path
     ending = {option.path for option in options(cls) if option.path.endswith(f".{path}")}
     return ending.pop() if len(ending) == 1 else path
@@ -191,7 +192,7 @@ def options(cls: type[Config], prefix: str = "", kind: str = "") -> Iterator[Opt
         help_text = " ".join((field.description or "").split())
         variants, section = variants_of(field), section_of(field)
         required = field.is_required()
-        default = None if field.default is PydanticUndefined else field.default
+        default = None if required else field.get_default(call_default_factory=True)
         if variants:
             chosen = default.kind if isinstance(default, Config) else None  # pyright: ignore[reportAttributeAccessIssue]
             kinds = [_kind(v) for v in variants]
@@ -247,7 +248,8 @@ def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError
         return UsageError(place, "is required", do=f"Add it to the config or give --{dotted}")
     if kind in {"union_tag_invalid", "literal_error"}:
         choices = str(context.get("expected_tags") or context.get("expected")).replace("'", "").replace(" or ", ", ")
-        got = node.get("kind") if isinstance(node, dict) else node
+        asked = first["input"]
+        got = asked.get("kind") if isinstance(asked, dict) else asked
         return UsageError(place, f"must be one of {choices}", got=got, do=did_you_mean(str(got), choices.split(", ")))
     limit = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}.get(kind)
     if limit:
@@ -259,4 +261,6 @@ def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError
 
 def _names_beside(cls: type[Config], path: list[str]) -> list[str]:
     parent = "".join(f"{part}." for part in path[:-1])
-    return list(dict.fromkeys(o.path.removeprefix(parent).split(".")[0] for o in options(cls) if o.path.startswith(parent)))
+    return list(
+        dict.fromkeys(o.path.removeprefix(parent).split(".")[0] for o in options(cls) if o.path.startswith(parent))
+    )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+IGNORED = -100
+"""The label of a token that is not trained; torch's cross entropy passes over it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,21 +30,24 @@ def locate(model: str) -> Path:
         return _hugging_face(model.removeprefix("hf:"), model)
     looks_like_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not looks_like_id:
-        raise ModelError(model, "no such model folder", do=f"Give {EMBEDDED!r}, a folder, hf:OWNER/NAME or ms:OWNER/NAME")
+        raise ModelError(
+            model, "no such model folder", do=f"Give {EMBEDDED!r}, a folder, hf:OWNER/NAME or ms:OWNER/NAME"
+        )
     return _hugging_face(model, model)
 
 
 def _hugging_face(identifier: str, typed: str) -> Path:
     try:
-        from huggingface_hub import snapshot_download
         from huggingface_hub import errors as hub
+        from huggingface_hub import snapshot_download
     except ModuleNotFoundError:
         raise MissingExtra(typed, "needs huggingface_hub", do="pip install 'tunesmith[train]'") from None
     try:
         folder = Path(snapshot_download(identifier, allow_patterns=WANTED))
     except hub.LocalEntryNotFoundError:
         raise ModelError(
-            typed, "is not in the local cache and the hub was not asked or did not answer",
+            typed,
+            "is not in the local cache and the hub was not asked or did not answer",
             do="Check the network, HF_ENDPOINT and HF_HUB_OFFLINE, or give a local folder",
         ) from None
     except hub.GatedRepoError:
@@ -70,5 +73,7 @@ def _model_scope(identifier: str) -> Path:
 
 def _checked(folder: Path, typed: str) -> Path:
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(typed, "has no safetensors weights", do="Other formats can run code when loaded; convert it first")
+        raise ModelError(
+            typed, "has no safetensors weights", do="Other formats can run code when loaded; convert it first"
+        )
     return folder

@@ -10,11 +10,12 @@ from typing import Any
 from tunesmith.core.config import Config, Option, options
 
 
-def _plain(value: Any) -> str:
+def plain(value: Any) -> str:
+    """A default as it stands in YAML and in help texts."""
     if isinstance(value, Config):
         value = value.model_dump(mode="json")
     if isinstance(value, tuple | list):
-        return "[" + ", ".join(_plain(item) for item in value) + "]"
+        return "[" + ", ".join(plain(item) for item in value) + "]"
     if isinstance(value, str):
         return value if value and value.strip() == value and ": " not in value else json.dumps(value)
     return "null" if value is None else json.dumps(value, default=str)
@@ -24,7 +25,7 @@ def help_text(verb: str, summary: str, subject: str, config: type[Config], flags
     """Every option of a verb with type, default and docstring."""
     lines = [summary, "", f"  tunesmith {verb} [config.yaml | {subject.upper()}] [--option VALUE]... [--out DIR]", ""]
     for option in options(config):
-        default = "required" if option.required else f"default {_plain(option.default)}"
+        default = "required" if option.required else f"default {plain(option.default)}"
         only = f", for {option.kind}" if option.kind else ""
         lines.append(f"  --{option.path}  ({option.type}; {default}{only})")
         lines += textwrap.wrap(option.help, 100, initial_indent="      ", subsequent_indent="      ")
@@ -55,5 +56,5 @@ def _entry(option: Option, name: str, indent: str, kind: Any) -> list[str]:
     helped = textwrap.wrap(f"{option.help} ({option.type})", 100 - len(indent))
     hidden = "# " if option.kind and option.kind != kind else ""
     only = f"   # for {option.kind}" if hidden else ""
-    value = "   # required" if option.required else f" {_plain(option.default)}"
+    value = "   # required" if option.required else f" {plain(option.default)}"
     return [*(f"{indent}# {line}" for line in helped), f"{indent}{hidden}{name}:{value}{only}"]

@@ -86,8 +86,14 @@ class Run:
 
     @classmethod
     def start(
-        cls, verb: str, config: Config, out: str | Path | None = None, *, resume: bool = False,
-        quiet: bool = False, screen_is_stderr: bool = False,
+        cls,
+        verb: str,
+        config: Config,
+        out: str | Path | None = None,
+        *,
+        resume: bool = False,
+        quiet: bool = False,
+        screen_is_stderr: bool = False,
     ) -> Run:
         """Make the run folder (default `runs/<verb>-<time>`) and write the resolved config into it.
 
@@ -151,5 +157,7 @@ class Run:
 def _fresh_folder(verb: str) -> Path:
     stem = Path("runs") / f"{verb}-{time.strftime('%Y%m%d-%H%M%S')}"
     return next(
-        folder for n in range(1, 1000) if not (folder := stem if n == 1 else stem.with_name(f"{stem.name}-{n}")).exists()
+        folder
+        for n in range(1, 1000)
+        if not (folder := stem if n == 1 else stem.with_name(f"{stem.name}-{n}")).exists()
     )

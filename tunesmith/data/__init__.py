@@ -1,0 +1,1 @@
+"""Rows into batches. Knows the model only by its tokenizer."""

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tunesmith.core.config import Config
+from tunesmith.core.examples import IGNORED
 
 if TYPE_CHECKING:
     import torch
 
     from tunesmith.data.dataset import Rows
-
-IGNORED = -100
 
 
 class BatchConfig(Config):
@@ -64,9 +63,9 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
     labels = torch.full_like(ids, IGNORED)
     for place, row in enumerate(chosen):
         length = len(row.ids)
-        ids[place, :length] = torch.as_tensor(row.ids, dtype=torch.int64)
+        ids[place, :length] = torch.tensor(row.ids, dtype=torch.int64)
         mask[place, :length] = 1
-        trained = torch.as_tensor(row.trained, dtype=torch.bool)
+        trained = torch.tensor(row.trained)
         labels[place, :length][trained] = ids[place, :length][trained]
     labels[:, 0] = IGNORED  # nothing stands before the first token to predict it from
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}

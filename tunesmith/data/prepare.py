@@ -39,8 +39,13 @@ class _Row:
 
 
 def write_dataset(
-    source: Source, tokenizer: PreTrainedTokenizerBase, target: Path, *,
-    cutoff: int, split: Split, said: Callable[[str], object] = lambda text: None,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    target: Path,
+    *,
+    cutoff: int,
+    split: Split,
+    said: Callable[[str], object] = lambda text: None,
 ) -> Dataset:
     """Read, render and split the rows of `source` and write them as a Dataset into `target` (complete or absent).
 
@@ -56,7 +61,9 @@ def write_dataset(
     else:
         train, held = _divide(kept, split)
         held_entries = []
-    entries = _mark(entries, train, "train") if source.held_out else _mark(_mark(entries, train, "train"), held, "held_out")
+    entries = (
+        _mark(entries, train, "train") if source.held_out else _mark(_mark(entries, train, "train"), held, "held_out")
+    )
     entries += _mark(held_entries, held, "held_out")
     check(entries, source.max_lost)
     if not train:

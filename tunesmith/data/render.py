@@ -37,8 +37,11 @@ def template_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def render_text(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], *,
-    tools: Sequence[dict[str, Any]] = (), generation_prompt: bool = False,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[dict[str, Any]] = (),
+    generation_prompt: bool = False,
 ) -> str:
     """The text of a conversation by the model's chat template. Raises DataError when the template refuses it."""
     from jinja2.exceptions import TemplateError
@@ -111,9 +114,7 @@ def _refuse_swallowed(conversation: Conversation, text: str) -> None:
             raise DataError("", "the chat template has no place for tools", do="Use a model with tool calls")
 
 
-def _trained_spans(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, text: str
-) -> list[tuple[int, int]]:
+def _trained_spans(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, text: str) -> list[tuple[int, int]]:
     """Character ranges of the trained turns in `text`, each up to the end of its turn-ending token."""
     messages, spans, after = conversation.messages, [], 0
     for number, message in enumerate(messages):

@@ -24,7 +24,9 @@ def read_rows(paths: Sequence[str]) -> Iterator[tuple[Row, str]]:
         for number, row in _read(path):
             empty = False
             if not isinstance(row, dict):
-                raise DataError(f"{path}:{number}", "a row must be an object with named columns", got=type(row).__name__)
+                raise DataError(
+                    f"{path}:{number}", "a row must be an object with named columns", got=type(row).__name__
+                )
             yield row, f"{path.name}:{number}"
         if empty:
             raise DataError(str(path), "holds no rows", do="Put at least one row into it")
@@ -41,7 +43,9 @@ def _files(paths: Sequence[str]) -> Iterator[Path]:
         elif not path.is_file():
             raise DataError(typed, "no such file or folder")
         elif path.suffix not in ENDINGS:
-            raise DataError(typed, "is of no kind that can be read", got=path.suffix, do=f"Wanted: {', '.join(ENDINGS)}")
+            raise DataError(
+                typed, "is of no kind that can be read", got=path.suffix, do=f"Wanted: {', '.join(ENDINGS)}"
+            )
         else:
             yield path
 

@@ -50,7 +50,9 @@ class Reading:
     problems: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read_examples(paths: Sequence[str], layout: FormatName = "auto", columns: Mapping[str, str] | None = None) -> Reading:
+def read_examples(
+    paths: Sequence[str], layout: FormatName = "auto", columns: Mapping[str, str] | None = None
+) -> Reading:
     """Read all rows of some files.
 
     Rows that cannot be a conversation are named in `problems`, not raised. Raises DataError for a missing, empty or

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -53,12 +54,14 @@ class Reply:
 
 
 class Engine(Protocol):
-    """A loaded model. Closing the iterator of `stream` frees what the request held, at once."""
+    """A loaded model. Closing the generator of `stream` frees what the request held, at once."""
 
     name: str
     model: str
+    at_once: int
+    """How many requests it answers side by side; more of them wait inside."""
 
-    def stream(self, request: Request) -> AsyncIterator[Piece]:
+    def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
         """Answer one request piece by piece. Raises DataError for a request it cannot take, ServiceError when dead."""
         ...
 
@@ -72,26 +75,31 @@ class Engine(Protocol):
 
 
 async def complete(engine: Engine, request: Request) -> Reply:
-    """The whole answer to one request."""
+    """The whole answer to one request. Cancelling the caller frees what the request held."""
     texts: list[str] = []
-    async for piece in engine.stream(request):
-        texts.append(piece.text)
-        if piece.finish:
-            return Reply("".join(texts), piece.finish, piece.prompt_tokens, piece.completion_tokens)
+    async with aclosing(engine.stream(request)) as pieces:
+        async for piece in pieces:
+            texts.append(piece.text)
+            if piece.finish:
+                return Reply("".join(texts), piece.finish, piece.prompt_tokens, piece.completion_tokens)
     raise AssertionError(f"{engine.name} ended a stream without its last piece")
 
 
 def complete_many(
-    open_engine: Callable[[], Engine], requests: Sequence[Request], *,
-    at_once: int = 8, done: Callable[[int], object] | None = None,
+    open_engine: Callable[[], Engine],
+    requests: Sequence[Request],
+    *,
+    at_once: int | None = None,
+    done: Callable[[int], object] | None = None,
 ) -> list[Reply]:
     """Open an engine, answer all requests (in their order, `at_once` in flight), close it.
 
-    `done` is called with 1 after each answer. Must not be called from a running event loop.
+    `done` is called with 1 after each answer. The first error ends all. Must not be called from a running event loop.
     """
 
     async def run() -> list[Reply]:
-        engine, gate = open_engine(), asyncio.Semaphore(at_once)
+        engine = open_engine()
+        gate = asyncio.Semaphore(at_once or engine.at_once)
 
         async def one(request: Request) -> Reply:
             async with gate:
@@ -100,9 +108,13 @@ def complete_many(
                 done(1)
             return reply
 
+        tasks = [asyncio.create_task(one(request)) for request in requests]
         try:
-            return list(await asyncio.gather(*map(one, requests)))
+            return list(await asyncio.gather(*tasks))
         finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await engine.close()
 
     return asyncio.run(run())

@@ -1,0 +1,1 @@
+"""Weights, where they come from, and the methods that may change them. Knows no rows."""

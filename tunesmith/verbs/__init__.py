@@ -36,8 +36,13 @@ def summary(verb: str) -> str:
 
 
 def perform(
-    verb: str, config: Config, out: str | Path | None = None, *, resume: bool = False,
-    quiet: bool = False, screen_is_stderr: bool = False,
+    verb: str,
+    config: Config,
+    out: str | Path | None = None,
+    *,
+    resume: bool = False,
+    quiet: bool = False,
+    screen_is_stderr: bool = False,
 ) -> tuple[Any, Path]:
     """Run a verb in its run folder. Returns the artifact and the folder; errors are noted there and raised."""
     from tunesmith.core.artifacts import as_result

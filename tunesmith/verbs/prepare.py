@@ -36,7 +36,11 @@ class PrepareConfig(Config):
 
 def preview(config: PrepareConfig) -> str:
     """What would happen, in words."""
-    held = f"the rows of {', '.join(config.dataset.held_out)}" if config.dataset.held_out else f"{config.share:.0%} of the rows"
+    held = (
+        f"the rows of {', '.join(config.dataset.held_out)}"
+        if config.dataset.held_out
+        else f"{config.share:.0%} of the rows"
+    )
     return (
         f"read {', '.join(config.dataset.path)} ({config.dataset.format}), render for {config.model} at most "
         f"{config.cutoff} tokens a row ({config.dataset.overlong} what is longer), hold out {held}, "

@@ -26,6 +26,8 @@ def detect(row: dict[str, Any], source: str) -> str:
     hints = [hint for key in row if (hint := did_you_mean(str(key), known)).startswith("Did")]
     wanted = "; ".join(f"{name}: {', '.join(layout.REQUIRED)}" for name, layout in FORMATS.items())
     raise DataError(
-        source, "has the columns of no known format", got=", ".join(map(str, row)) or "no columns",
+        source,
+        "has the columns of no known format",
+        got=", ".join(map(str, row)) or "no columns",
         do=hints[0] if hints else f"Wanted one of ({wanted}), or map names with --dataset.columns",
     )

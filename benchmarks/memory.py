@@ -1,0 +1,140 @@
+"""Predicted against measured peak memory: a few steps on the embedded model, each configuration in its own process.
+
+python benchmarks/memory.py                  # all configurations, writes benchmarks/results/memory.json
+python benchmarks/memory.py lora fp32        # only those whose name has all these words
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results" / "memory.json"
+SIZES = ((4, 256), (8, 128), (2, 1024))
+
+
+def configurations() -> list[dict[str, Any]]:
+    """Every configuration of the table; `labelled` is a share of the tokens, as in instruction data."""
+    made = []
+    for kind, precision, checkpointing, (rows, tokens) in itertools.product(
+        ("lora", "full"), ("fp32", "bf16"), (False, True), SIZES
+    ):
+        made.append({
+            "name": f"{kind} {precision} {'checkpointing ' if checkpointing else ''}{rows}x{tokens}",
+            "kind": kind, "precision": precision, "checkpointing": checkpointing, "rows": rows, "tokens": tokens,
+            "labelled_share": 0.5, "padded": True,
+        })  # fmt: skip
+    return made
+
+
+def measure(wish: dict[str, Any]) -> dict[str, Any]:
+    """Train three steps as the loop does (accelerate's autocast, labelled logits, fused AdamW); returns the peaks in bytes."""
+    import torch
+    from accelerate import Accelerator
+
+    from tunesmith.core.hardware import peak_memory_bytes, reset_peak_memory
+    from tunesmith.models.head import label_losses
+    from tunesmith.models.load import find, load_model
+    from tunesmith.models.methods.full import Full
+    from tunesmith.models.methods.lora import Lora
+    from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
+
+    method = Lora() if wish["kind"] == "lora" else Full()
+    found = find("embedded")
+    reset_peak_memory()
+    model = load_model(found, "bf16" if wish["precision"] == "bf16" and wish["kind"] == "lora" else "fp32")
+    model = method.put(model)
+    if wish["checkpointing"]:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loaded = peak_memory_bytes()
+    accelerator = Accelerator(mixed_precision="bf16" if wish["precision"] == "bf16" else "no")
+    model, optimizer = accelerator.prepare(model, make_optimizer(model.parameters(), OptimizerConfig()))
+    model.train()
+    reset_peak_memory()
+    for _ in range(3):
+        loss = label_losses(model, batch(wish)).mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return {
+        "loading_bytes": loaded,
+        "measured_bytes": max(loaded, peak_memory_bytes()),
+        "steps_bytes": peak_memory_bytes(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def batch(wish: dict[str, Any]) -> dict[str, Any]:
+    """Random ids; the last part of each row is labelled; one row is a token short, so that there is padding."""
+    import torch
+
+    shape = (wish["rows"], wish["tokens"])
+    ids = torch.randint(5, 40000, shape)
+    mask, labels = torch.ones_like(ids), ids.clone()
+    labels[:, : round(wish["tokens"] * (1 - wish["labelled_share"]))] = -100
+    if wish["padded"]:
+        mask[0, -1], labels[0, -1] = 0, -100
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def predict(wish: dict[str, Any]) -> dict[str, Any]:
+    """The plan of a configuration."""
+    from dataclasses import asdict
+
+    from tunesmith.core.hardware import probe
+    from tunesmith.models.load import find
+    from tunesmith.models.methods.full import Full
+    from tunesmith.models.methods.lora import Lora
+    from tunesmith.models.shape import read_shape
+    from tunesmith.planning.memory import Wish, plan_memory
+
+    asked = Wish(
+        model="embedded", method=Lora() if wish["kind"] == "lora" else Full(), precision=wish["precision"],
+        rows=wish["rows"], tokens=wish["tokens"], checkpointing=wish["checkpointing"],
+        labelled=round(wish["rows"] * wish["tokens"] * wish["labelled_share"]),
+    )  # fmt: skip
+    return asdict(plan_memory(read_shape(find("embedded").base), asked, probe()))
+
+
+def main(words: list[str]) -> None:
+    """Measure every configuration in a process of its own and write the table."""
+    if words[:1] == ["--one"]:
+        print(json.dumps(measure(json.loads(words[1]))))
+        return
+    rows = []
+    for wish in configurations():
+        if not all(word in wish["name"].split() for word in words if word != "--raw"):
+            continue
+        child = [sys.executable, __file__, "--one", json.dumps(wish)]
+        done = subprocess.run(child, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(done.stderr)
+        row = {**wish, **json.loads(done.stdout.splitlines()[-1])}
+        if "--raw" not in sys.argv:
+            plan = predict(wish)
+            parts = {k: v for k, v in plan.items() if k.endswith("_bytes") and k != "available_bytes"}
+            row |= {
+                "predicted_bytes": plan["total_bytes"],
+                "error": round(plan["total_bytes"] / row["measured_bytes"] - 1, 4),
+                "parts": parts,
+            }
+        rows.append(row)
+        print(
+            {
+                k: v if not k.endswith("_bytes") else f"{v / 2**20:.0f}"
+                for k, v in row.items()
+                if k not in {"kind", "precision", "checkpointing", "rows", "tokens", "parts"}
+            },
+            flush=True,
+        )
+    if not words:
+        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

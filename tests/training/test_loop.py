@@ -1,0 +1,151 @@
+"""The loop learns, counts honestly, accumulates exactly, and resumes bit for bit."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from tunesmith.core import files
+from tunesmith.core.run import Run
+from tunesmith.data.dataset import Rows
+from tunesmith.training import checkpoint
+from tunesmith.training.loop import loss_series
+
+
+def losses(folder) -> list[float]:
+    return [event["loss"] for event in loss_series(Run("train", folder)).values()]
+
+
+def events(folder, kind) -> list[dict]:
+    return [event for event in Run("train", folder).events() if event["event"] == kind]
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_training_lowers_the_held_out_loss(train, tmp_path, kind):
+    made = train(tmp_path / "run", method__kind=kind, optimizer__epochs=4)
+    assert made.held_out_loss < made.base_held_out_loss - 0.5
+    assert made.perplexity == pytest.approx(math.exp(made.held_out_loss))
+    assert made.steps == 36
+    assert (tmp_path / "run" / "loss.png").stat().st_size > 5000
+    assert (tmp_path / "run" / "loss.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_accumulated_batches_give_the_step_of_one_large_batch(train, tmp_path):
+    train(tmp_path / "one", batch__rows=8)
+    train(tmp_path / "four", batch__rows=2, batch__accumulate=4)
+    assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "four"), abs=2e-5)
+
+
+def test_tokens_are_counted_without_padding(train, tmp_path):
+    made = train(tmp_path / "run", optimizer__epochs=1)
+    dataset = files.read_json(made.dataset / "dataset.json")
+    held = sum(Rows(made.dataset, "held_out").lengths)
+    assert sum(event["tokens"] for event in events(tmp_path / "run", "step")) == dataset["tokens"] - held
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("stop_after", [3, 7])
+def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, stop_after, monkeypatch):
+    wishes = {
+        "method__kind": kind, "save__every_steps": 2, "evaluation__every_steps": 5,
+        **({"method__dropout": 0.2} if kind == "lora" else {}),
+    }  # fmt: skip
+    whole = train(tmp_path / "whole", **wishes)
+
+    def die(self, kind, _event=Run.event, **facts):
+        if kind == "step" and facts["step"] == stop_after:
+            raise KeyboardInterrupt
+        _event(self, kind, **facts)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Run, "event", die)
+        train(tmp_path / "cut", **wishes)
+    resumed = train(tmp_path / "cut", resume=True, **wishes)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert resumed.held_out_loss == whole.held_out_loss
+    weights = [files.sha256(next(made.checkpoint.glob("*.safetensors"))) for made in (whole, resumed)]
+    assert weights[0] == weights[1]
+
+
+def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(train, tmp_path, monkeypatch):
+    wishes = {"save__every_steps": 4, "save__keep": 10}
+    train(tmp_path / "whole", **wishes)
+    train(tmp_path / "cut", **wishes)
+    newest = sorted((tmp_path / "cut" / "checkpoints").iterdir())[-1]
+    (newest / "state" / "optimizer.safetensors").write_bytes(b"torn")
+    train(tmp_path / "cut", resume=True, **wishes)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert newest.with_name(f"{newest.name}.torn").is_dir()
+    assert any("set aside" in event["text"] for event in events(tmp_path / "cut", "warning"))
+
+
+def test_only_the_newest_and_the_best_checkpoint_stay(train, tmp_path):
+    made = train(
+        tmp_path / "run", optimizer__epochs=6, optimizer__learning_rate=0.05, save__every_steps=3, save__keep=2,
+        evaluation__every_steps=4,
+    )  # fmt: skip
+    names = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    best = min(events(tmp_path / "run", "evaluation")[1:], key=lambda event: event["held_out_loss"])
+    assert made.checkpoint.name == f"checkpoint-{best['step']:06d}"
+    assert made.held_out_loss == best["held_out_loss"]
+    assert names <= {made.checkpoint.name, "checkpoint-000054", "checkpoint-000051", "checkpoint-000052"}
+
+
+def test_training_stops_early_when_the_held_out_loss_no_longer_falls(train, tmp_path):
+    made = train(
+        tmp_path / "run", optimizer__epochs=40, optimizer__learning_rate=0.3, optimizer__schedule="constant",
+        evaluation__every_steps=2, evaluation__patience=3,
+    )  # fmt: skip
+    after_best = [e for e in events(tmp_path / "run", "evaluation") if e["step"] > int(made.checkpoint.name[-6:])]
+    assert made.stopped_early
+    assert made.steps < 360
+    assert len(after_best) == 3
+
+
+def test_a_failing_save_leaves_the_checkpoint_before_whole(train, tmp_path, monkeypatch):
+    from tunesmith.core.errors import CapacityError
+
+    real, calls = files.write_json, []
+
+    def full(path, value):
+        if path.name == "position.json":
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError(28, "No space left on device")
+        real(path, value)
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(CapacityError, match="No space left on device"):
+        train(tmp_path / "run", save__every_steps=2)
+    monkeypatch.undo()
+    (left,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert left.name == "checkpoint-000002"
+    assert files.verify(left) is None
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_checkpoints_load_in_plain_peft(train, tmp_path, tiny_model):
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from tunesmith.models.load import find, load_model
+
+    made = train(tmp_path / "run", method__rslora=True)
+    plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model), made.checkpoint)
+    ids = torch.arange(20)[None]
+    ours = load_model(find(str(tmp_path / "run")))
+    assert torch.equal(plain(ids).logits, ours(ids).logits)
+    with plain.disable_adapter():
+        assert not torch.allclose(plain(ids).logits, ours(ids).logits)
+
+
+def test_the_manifest_names_the_base(train, tmp_path):
+    made = train(tmp_path / "run", optimizer__steps=1)
+    manifest = json.loads((made.checkpoint / files.MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["method"]["kind"] == "lora"
+    assert len(manifest["base"]["weights_sha256"]) == 64
+    assert manifest["step"] == 1
+    assert checkpoint.folder_of(tmp_path / "run", 1) == made.checkpoint

@@ -1,0 +1,139 @@
+"""Checkpoints that are complete or absent, and exact resume. Weights lie in the layout of peft or transformers."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field
+
+from tunesmith.core import files
+from tunesmith.core.config import Config
+from tunesmith.core.errors import CapacityError
+
+if TYPE_CHECKING:
+    import torch
+
+    from tunesmith.core.run import Run
+
+STATE = "state"
+
+
+class SaveConfig(Config):
+    """When checkpoints are written and how many stay."""
+
+    every_steps: Annotated[int, Field(ge=1)] = 100
+    """Optimizer steps between two checkpoints; the last step is always saved."""
+    keep: Annotated[int, Field(ge=1)] = 2
+    """How many of the newest checkpoints stay; the best one stays beside them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run stands after a step, and what it knows by then."""
+
+    step: int
+    best_loss: float | None = None
+    best_step: int | None = None
+    bad_evaluations: int = 0
+    """Evaluations since the best one."""
+
+
+def folder_of(run_folder: Path, step: int) -> Path:
+    """The checkpoint folder of a step."""
+    return run_folder / "checkpoints" / f"checkpoint-{step:06d}"
+
+
+def complete_checkpoints(run: Run) -> list[Path]:
+    """All whole checkpoints of a run, oldest first; torn ones are renamed to `.torn` and named aloud."""
+    whole: list[Path] = []
+    for path in sorted((run.folder / "checkpoints").glob("checkpoint-*")):
+        if ".tmp-" in path.name:
+            shutil.rmtree(path)  # a save that was interrupted: never had its name
+        elif path.is_dir() and not path.name.endswith(".torn"):
+            wrong = files.verify(path)
+            if wrong:
+                run.warn(f"{path.name} {wrong}; set aside as {path.name}.torn")
+                os.rename(path, path.with_name(f"{path.name}.torn"))
+            else:
+                whole.append(path)
+    return whole
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    """safetensors wraps the system's error in its own; say it the same way."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        if any(said in str(error) for said in ("os error 28", "os error 27", "os error 122")):
+            said = str(error).rpartition(": ")[2]
+            raise CapacityError(str(path), f"cannot be written: {said}", do="Free some space, then --resume") from None
+        raise
+
+
+def save(
+    target: Path, position: Position, optimizer: torch.optim.Optimizer, *, weights: Any, facts: dict[str, Any]
+) -> None:
+    """Write a checkpoint: weights by `weights(folder)`, then optimizer, random state and position under state/.
+
+    Raises CapacityError when the disk is full; the checkpoints before stay whole.
+    """
+    from dataclasses import asdict
+
+    if target.exists():
+        return
+    with _disk_errors(target), files.new_folder(target, step=position.step, **facts) as folder:
+        weights(folder)
+        state = folder / STATE
+        state.mkdir()
+        _write_tensors(state, optimizer)
+        files.write_json(state / "position.json", asdict(position))
+
+
+def _write_tensors(state: Path, optimizer: torch.optim.Optimizer) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{number}.{name}": value.detach().cpu().contiguous().clone()
+        for number, entry in optimizer.state_dict()["state"].items()
+        for name, value in entry.items()
+    }
+    save_file(tensors, state / "optimizer.safetensors")
+    random = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        random |= {f"cuda{n}": value for n, value in enumerate(torch.cuda.get_rng_state_all())}
+    save_file(random, state / "random.safetensors")
+
+
+def restore(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
+    """Put optimizer and random state of a checkpoint back. Returns its position."""
+    import torch
+    from safetensors.torch import load_file
+
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in load_file(folder / STATE / "optimizer.safetensors").items():
+        number, _, name = key.partition(".")
+        state.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    random = load_file(folder / STATE / "random.safetensors")
+    torch.set_rng_state(random.pop("cpu"))
+    for number in range(len(random)):
+        torch.cuda.set_rng_state(random[f"cuda{number}"], number)
+    return Position(**files.read_json(folder / STATE / "position.json"))
+
+
+def remove_old(run_folder: Path, keep: int, best_step: int | None) -> None:
+    """Remove all but the newest `keep` checkpoints and the best one."""
+    folders = sorted(path for path in (run_folder / "checkpoints").glob("checkpoint-*") if path.name[-6:].isdigit())
+    for path in folders[:-keep]:
+        if best_step is None or path != folder_of(run_folder, best_step):
+            shutil.rmtree(path)

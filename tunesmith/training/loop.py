@@ -1,0 +1,221 @@
+"""The one training loop, on accelerate: flat, resumable, and honest about what it counts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tunesmith.core.examples import IGNORED
+from tunesmith.core.run import Progress, Run
+from tunesmith.data.batch import BatchConfig, collate, order_steps
+from tunesmith.data.dataset import Rows
+from tunesmith.training import checkpoint
+from tunesmith.training.checkpoint import Position, SaveConfig
+from tunesmith.training.held_out import EvaluationConfig, held_out_loss
+from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Everything the loop needs, already loaded."""
+
+    model: Any
+    """The model as the method has put it: some parameters require gradients."""
+    losses: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    """The objective: (model, batch) -> losses of the trained tokens."""
+    rows: Rows
+    held_out: Rows
+    batch: BatchConfig
+    optimizer: OptimizerConfig
+    evaluation: EvaluationConfig
+    save: SaveConfig
+    precision: str
+    seed: int
+    pad_token: int
+    write_weights: Callable[[Any, Path], None]
+    read_weights: Callable[[Any, Path], None]
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the manifest of a checkpoint says about its origin."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the loop knows at its end."""
+
+    position: Position
+    steps: int
+    base_loss: float | None
+    held_out_loss: float | None
+    tokens_per_second: float
+    stopped_early: bool
+
+
+def count_steps(rows: int, batch: BatchConfig, wish: OptimizerConfig) -> tuple[int, int]:
+    """(steps of one epoch, steps of the run)."""
+    per_epoch = math.ceil(rows / (batch.rows * batch.accumulate))
+    return per_epoch, wish.steps or max(1, round(per_epoch * wish.epochs))
+
+
+def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
+    """Train until the last step or an early stop; write events, evaluations and checkpoints into the run folder.
+
+    A resumed run continues after its newest whole checkpoint with the loss series it would have had.
+    Raises CapacityError when a checkpoint cannot be written; the ones before stay whole.
+    """
+    accelerator = Accelerator(mixed_precision="bf16" if job.precision == "bf16" else "no")
+    torch.manual_seed(job.seed)
+    optimizer = make_optimizer(job.model.parameters(), job.optimizer)
+    position = _continue(job, run, optimizer) if resume else Position(0)
+    model, stepper = accelerator.prepare(job.model, optimizer)
+    model.train()
+    per_epoch, steps = count_steps(len(job.rows), job.batch, job.optimizer)
+    score = _scorer(job, model, accelerator)
+    base_loss = _first_evaluation(run, score, resumed=position.step > 0)
+    last_loss, tokens, seconds, stopped = base_loss, 0, 0.0, False
+    with run.progress("train", steps, "steps") as bar:
+        bar.skip(position.step)
+        for step, batches in _steps(job, per_epoch, position.step, steps):
+            started = time.perf_counter()
+            rate = learning_rate(job.optimizer, step, steps)
+            numbers = _one_step(job, model, accelerator, stepper, batches, rate)
+            seconds += time.perf_counter() - started
+            tokens += numbers["tokens"]
+            position = replace(position, step=step + 1)
+            _report(run, bar, position, numbers, tokens / seconds)
+            if score and (position.step % job.evaluation.every_steps == 0 or position.step == steps):
+                last_loss = score()
+                position = _judge(position, last_loss, run)
+                stopped = job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
+            if _save_now(job, position, steps, stopped=stopped):
+                _save(job, run, accelerator.unwrap_model(model), optimizer, position)
+            if stopped:
+                run.say(
+                    f"stopped at step {position.step}: no better held-out loss in {position.bad_evaluations} evaluations"
+                )
+                break
+    return Outcome(position, steps, base_loss, last_loss, tokens / seconds if seconds else 0.0, stopped)
+
+
+def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
+    """(step, its batches of row numbers) from step `done` on, epoch after epoch."""
+    for epoch in range(done // per_epoch, math.ceil(steps / per_epoch)):
+        order = order_steps(job.rows.lengths, job.batch, job.seed, epoch)
+        for place, batches in enumerate(order):
+            step = epoch * per_epoch + place
+            if done <= step < steps:
+                yield step, batches
+
+
+def _one_step(
+    job: Job, model: Any, accelerator: Accelerator, optimizer: Any, batches: list[list[int]], rate: float
+) -> dict[str, Any]:
+    """Forward and backward over the batches of one step, then move the weights.
+
+    The loss is the mean over all labelled tokens of the step, however they are spread over batches, so that
+    accumulation gives the gradient of the one large batch.
+    """
+    ready = [collate(job.rows, numbers, job.pad_token) for numbers in batches]
+    labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in ready)
+    total = 0.0
+    for batch in ready:
+        on_device = {name: value.to(accelerator.device) for name, value in batch.items()}
+        loss = job.losses(model, on_device).sum() / labels
+        accelerator.backward(loss)
+        total += loss.item()
+    limit = job.optimizer.max_gradient_norm
+    norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "loss": total, "learning_rate": rate, "gradient_norm": float(norm), "labels": labels,
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready),
+    }  # fmt: skip
+
+
+def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
+    if not math.isfinite(numbers["loss"]):
+        run.warn(f"step {position.step}: the loss is {numbers['loss']}; lower the learning rate")
+    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
+    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1))
+    bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
+
+
+def _scorer(job: Job, model: Any, accelerator: Accelerator) -> Callable[[], float] | None:
+    if not len(job.held_out):
+        return None
+    return lambda: held_out_loss(
+        job.losses, model, job.held_out,
+        rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
+    )  # fmt: skip
+
+
+def _first_evaluation(run: Run, score: Callable[[], float] | None, *, resumed: bool) -> float | None:
+    """The held-out loss before the first step; a resumed run has it in its events."""
+    known = (
+        [e["held_out_loss"] for e in run.events() if e["event"] == "evaluation" and e["step"] == 0] if resumed else []
+    )
+    if score is None or known:
+        return known[0] if known else None
+    loss = score()
+    run.event("evaluation", step=0, held_out_loss=loss)
+    run.say(f"held-out loss before training {loss:.4f}")
+    return loss
+
+
+def _judge(position: Position, loss: float, run: Run) -> Position:
+    better = position.best_loss is None or loss < position.best_loss
+    run.event("evaluation", step=position.step, held_out_loss=loss, best=better)
+    run.say(
+        f"step {position.step}: held-out loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}{' (best)' if better else ''}"
+    )
+    if better:
+        return replace(position, best_loss=loss, best_step=position.step, bad_evaluations=0)
+    return replace(position, bad_evaluations=position.bad_evaluations + 1)
+
+
+def _save_now(job: Job, position: Position, steps: int, *, stopped: bool) -> bool:
+    best = job.evaluation.keep_best and position.best_step == position.step
+    return stopped or best or position.step == steps or position.step % job.save.every_steps == 0
+
+
+def _save(job: Job, run: Run, model: Any, optimizer: torch.optim.Optimizer, position: Position) -> None:
+    target = checkpoint.folder_of(run.folder, position.step)
+    checkpoint.save(
+        target, position, optimizer, weights=lambda folder: job.write_weights(model, folder), facts=job.facts
+    )
+    run.event("saved", step=position.step, checkpoint=target.name)
+    checkpoint.remove_old(run.folder, job.save.keep, position.best_step if job.evaluation.keep_best else None)
+
+
+def _continue(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> Position:
+    whole = checkpoint.complete_checkpoints(run)
+    if not whole:
+        run.say("no whole checkpoint yet: starting from the first step")
+        return Position(0)
+    job.read_weights(job.model, whole[-1])
+    position = checkpoint.restore(whole[-1], optimizer)
+    run.say(f"continuing after step {position.step}")
+    return position
+
+
+def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, float]:
+    """Mean training loss per labelled token over the last epoch, from the run's own events (resumed or not)."""
+    series = loss_series(run)
+    last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
+    labels = sum(numbers["labels"] for numbers in last)
+    loss = sum((numbers["loss"] or math.nan) * numbers["labels"] for numbers in last) / labels
+    return {"train_loss": loss, "epochs": outcome.position.step / per_epoch}
+
+
+def loss_series(run: Run) -> dict[int, dict[str, Any]]:
+    """step -> its event; a step that a resumed run repeated counts once."""
+    return {event["step"]: event for event in run.events() if event["event"] == "step"}

@@ -1,0 +1,224 @@
+"""Fine-tune a model on a dataset; `--resume` continues an interrupted run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from tunesmith.core.config import Config
+from tunesmith.core.errors import CapacityError, DataError, ModelError
+from tunesmith.data.batch import BatchConfig
+from tunesmith.data.source import Source
+from tunesmith.models.methods import Lora, Method
+from tunesmith.training.checkpoint import SaveConfig
+from tunesmith.training.held_out import EvaluationConfig
+from tunesmith.training.objectives import Objective, Sft
+from tunesmith.training.optimizer import OptimizerConfig
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
+    from tunesmith.core.run import Run
+    from tunesmith.models.load import Found
+
+SUBJECT = "dataset"
+
+
+class MemoryConfig(Config):
+    """How the run deals with memory."""
+
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, more time. auto does it only where the plan needs it."""
+    exceed: Literal["refuse", "warn"] = "refuse"
+    """What to do when the plan does not fit this machine."""
+    limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Memory the run may take; null means what is free now."""
+
+
+class TrainConfig(Config):
+    """A training run."""
+
+    model: str
+    """The base model: embedded, a folder, hf:ID or ms:ID."""
+    dataset: Source
+    """A prepared Dataset folder, or rows that are prepared on the way."""
+    cutoff: Annotated[int, Field(ge=8)] = 1024
+    """Longest row in tokens (of rows that are prepared on the way)."""
+    method: Method = Lora()
+    """How weights may change."""
+    objective: Objective = Sft()
+    """What is optimised."""
+    batch: BatchConfig = BatchConfig()
+    """Rows a step, in each process."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Optimizer and schedule."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic: auto takes bf16 where the processor has it. Trained weights are kept in fp32 in any case."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Held-out evaluation while training."""
+    save: SaveConfig = SaveConfig()
+    """Checkpoints."""
+    memory: MemoryConfig = MemoryConfig()
+    """Memory."""
+    seed: int = 42
+    """Decides held-out rows, order of rows, initial adapters and dropout."""
+
+
+def preview(config: TrainConfig) -> str:
+    """What would happen, in words."""
+    length = f"{config.optimizer.steps} steps" if config.optimizer.steps else f"{config.optimizer.epochs:g} epochs"
+    return (
+        f"train {config.model} by {config.method.kind} ({config.objective.kind}) on {', '.join(config.dataset.path)}: "
+        f"{length} of {config.batch.rows} x {config.batch.accumulate} rows, learning rate "
+        f"{config.optimizer.learning_rate:g} ({config.optimizer.schedule}), precision {choose_precision(config)}; "
+        f"evaluate every {config.evaluation.every_steps} steps, save every {config.save.every_steps}"
+    )
+
+
+def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
+    """The precision to train in."""
+    from tunesmith.core.hardware import probe
+
+    if config.precision == "auto":
+        return "bf16" if probe().native_bf16 else "fp32"
+    return config.precision
+
+
+def run(config: TrainConfig, run: Run) -> Training:
+    """Prepare, plan, train. A run folder that holds checkpoints already is continued.
+
+    Raises DataError, ModelError or CapacityError in one line; what was saved before stays whole.
+    """
+    from tunesmith.core.hardware import reset_peak_memory
+    from tunesmith.models.load import find, load_tokenizer
+    from tunesmith.training.loop import train
+
+    started = time.perf_counter()
+    found, precision = find(config.model), choose_precision(config)
+    if found.adapter or found.gguf:
+        raise ModelError(f"model: {config.model}", "is an adapter or a GGUF", do="Export it and train what comes out")
+    tokenizer = load_tokenizer(found)
+    dataset = _dataset(config, tokenizer, run)
+    plan = _plan(config, found, dataset, precision, run)
+    reset_peak_memory()
+    model = _load(config, found, plan)
+    job = _job(config, model, dataset, tokenizer, precision, found)
+    outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
+    return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
+
+
+def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
+    """Open the prepared Dataset, or prepare raw rows into `<run>/dataset` (a resumed run has it there)."""
+    from tunesmith.data.dataset import dataset_folder, open_dataset
+    from tunesmith.data.prepare import Split, write_dataset
+    from tunesmith.data.render import template_fingerprint
+    from tunesmith.verbs.prepare import tell
+
+    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
+    folder = folder or dataset_folder(str(run.folder))
+    if folder is None:
+        split = Split(config.evaluation.share, config.seed)
+        made = write_dataset(
+            config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
+        )
+        tell(made, run)
+        return made
+    dataset = open_dataset(folder)
+    if dataset.template_sha256 != template_fingerprint(tokenizer):
+        raise DataError(str(folder), f"was prepared for another model than {config.model!r}", do="Prepare it again")
+    if not dataset.train_rows:
+        raise DataError(str(folder), "holds no rows to train on")
+    return dataset
+
+
+def _plan(config: TrainConfig, found: Found, dataset: Dataset, precision: str, run: Run) -> MemoryPlan:
+    """Print the memory plan; refuse what cannot fit unless the config says otherwise."""
+    from tunesmith.core.hardware import probe
+    from tunesmith.models.shape import read_shape
+    from tunesmith.planning.memory import Wish, plan_memory
+    from tunesmith.planning.table import plan_lines
+
+    wish = Wish(
+        model=config.model, method=config.method, precision=precision, rows=config.batch.rows, tokens=dataset.longest,
+        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
+        limit_bytes=config.memory.limit_bytes,
+    )  # fmt: skip
+    plan = plan_memory(read_shape(found.base), wish, probe())
+    for line in plan_lines(plan):
+        run.say(line)
+    if not plan.fits and config.memory.exceed == "refuse":
+        raise CapacityError(
+            "memory", f"the run needs about {plan.total_bytes / 2**30:.2f} GiB",
+            got=f"{plan.available_bytes / 2**30:.2f} GiB free",
+            do=plan.advice or "Nothing small makes it fit; --memory.exceed warn tries all the same",
+        )  # fmt: skip
+    if not plan.fits:
+        run.warn("the plan does not fit this machine; trying all the same, as the config says")
+    return plan
+
+
+def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
+    """The base model with the method put on it, in the precision that the plan counts with."""
+    import torch
+
+    from tunesmith.models.load import load_model
+
+    frozen_in_bf16 = plan.precision == "bf16" and config.method.kind != "full"
+    model = load_model(found, "bf16" if frozen_in_bf16 else "fp32")
+    torch.manual_seed(config.seed)
+    model = config.method.put(model)
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model
+
+
+def _job(config: TrainConfig, model: Any, dataset: Dataset, tokenizer: Any, precision: str, found: Found) -> Any:
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models.load import weights_fingerprint
+    from tunesmith.training.loop import Job
+
+    def write_weights(trained: Any, folder: Path) -> None:
+        config.method.save(trained, folder)
+        tokenizer.save_pretrained(folder)
+
+    base = {"model": config.model, "weights_sha256": weights_fingerprint(found.base)}
+    return Job(
+        model=model, losses=config.objective.losses, batch=config.batch, optimizer=config.optimizer,
+        rows=Rows(dataset.dataset, "train"), held_out=Rows(dataset.dataset, "held_out"), evaluation=config.evaluation,
+        save=config.save, precision=precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
+        write_weights=write_weights, read_weights=config.method.restore,
+        facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
+    )  # fmt: skip
+
+
+def _finish(
+    config: TrainConfig, run: Run, outcome: Any, dataset: Dataset, plan: MemoryPlan, seconds: float
+) -> Training:
+    import math
+
+    from tunesmith.core.artifacts import Training
+    from tunesmith.core.hardware import peak_memory_bytes
+    from tunesmith.training.chart import draw_losses
+    from tunesmith.training.checkpoint import folder_of
+    from tunesmith.training.loop import count_steps, summarize
+
+    position, keep_best = outcome.position, config.evaluation.keep_best
+    best = position.best_step if keep_best and position.best_step else position.step
+    loss = position.best_loss if keep_best and position.best_loss is not None else outcome.held_out_loss
+    made = Training(
+        checkpoint=folder_of(run.folder, best), steps=position.step, held_out_loss=loss,
+        perplexity=math.exp(loss) if loss is not None else None, base_held_out_loss=outcome.base_loss,
+        tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
+        peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
+        trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
+        precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
+        **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
+    )  # fmt: skip
+    share = made.peak_memory_bytes / made.predicted_memory_bytes
+    run.say(f"memory    peak {made.peak_memory_bytes / 2**30:.2f} GiB, {share:.0%} of the plan")
+    run.say(
+        f"done      {made.steps} steps in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s, {made.checkpoint}"
+    )
+    return made
