@@ -52,9 +52,7 @@ def test_lower_perplexity_is_better(answered):
 
 def test_seeded(answered):
     rng = random.Random(2)
-    scores = [
-        Perplexity().score([answered("", loss=rng.uniform(1, 9), tokens=3) for _ in range(25)]) for _ in range(2)
-    ]
+    scores = [Perplexity().score([answered("", loss=rng.uniform(1, 9), tokens=3) for _ in range(25)]) for _ in range(2)]
     assert compare(*scores, seed=7) == compare(*scores, seed=7)
     assert compare(*scores, seed=7) != compare(*scores, seed=8)
 

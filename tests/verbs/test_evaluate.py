@@ -15,6 +15,13 @@ from tunesmith.core.errors import DataError, ModelError, UsageError
 ECHO = {"kind": "echo"}
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def write(path, rows):
     path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
     return str(path)
@@ -26,7 +33,10 @@ def rows(tmp_path):
     said = ["Oswin" if n < 9 else "nobody" for n in range(12)]
     return write(
         tmp_path / "rows.jsonl",
-        [{"instruction": f"Is it {who} {n}?", "output": f"It is Oswin {n}.", "expect": ["oswin"]} for n, who in enumerate(said)],
+        [
+            {"instruction": f"Is it {who} {n}?", "output": f"It is Oswin {n}.", "expect": ["oswin"]}
+            for n, who in enumerate(said)
+        ],
     )
 
 
@@ -77,11 +87,27 @@ def test_echo_scores_and_writes_the_folder(rows, tmp_path):
     assert result["signatures"]["bleu"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp")
     for name in ("answers", "report_markdown", "report_html"):
         assert (tmp_path / "run" / "evaluation" / result[name].rpartition("/")[2]).is_file()
-    assert {event["event"] for _, event in files.read_jsonl(tmp_path / "run" / "events.jsonl")} >= {"scored", "finished"}
+    assert {event["event"] for _, event in files.read_jsonl(tmp_path / "run" / "events.jsonl")} >= {
+        "scored",
+        "finished",
+    }
 
 
 def test_table_on_screen(rows, tmp_path, capsys):
-    words = ["evaluate", "me", "--base", "you", "--data", rows, "--data.rows", "4", "--engine", "echo", "--metrics", "exact"]
+    words = [
+        "evaluate",
+        "me",
+        "--base",
+        "you",
+        "--data",
+        rows,
+        "--data.rows",
+        "4",
+        "--engine",
+        "echo",
+        "--metrics",
+        "exact",
+    ]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
     screen = capsys.readouterr().out
     assert "exact   100.00 %  100.00 %       +0.00  [+0.00, +0.00]  too few rows" in screen
@@ -97,10 +123,8 @@ def test_perplexity_by_hand_and_the_base_of_an_adapter(tiny_model, adapter, rows
     asked = [row for _, row in files.read_jsonl(tmp_path / "rows.jsonl")]
     for numbers, model in ((made.base, tiny_model), (made.tuned, adapter)):
         found = find(str(model))
-        parts = [
-            loss_by_hand(load_model(found).eval(), load_tokenizer(found), row["instruction"], row["output"])
-            for row in asked
-        ]
+        loaded, tokenizer = load_model(found).eval(), load_tokenizer(found)
+        parts = [loss_by_hand(loaded, tokenizer, row["instruction"], row["output"]) for row in asked]
         loss, tokens = (sum(column) for column in zip(*parts, strict=True))
         assert numbers["perplexity"] == pytest.approx(math.exp(loss / tokens), rel=1e-5)
     assert made.base_model == str(tiny_model)
@@ -117,7 +141,9 @@ def test_no_base_where_none_is_known_or_wanted(tiny_model, adapter, rows, tmp_pa
 def test_held_out_rows_of_a_prepared_dataset(tiny_model, rows_file, tmp_path):
     prepared = tunesmith.prepare(model=str(tiny_model), dataset=str(rows_file), share=0.25, out=tmp_path / "prepared")
     for number, data in enumerate((prepared.dataset, tmp_path / "prepared")):
-        made = tunesmith.evaluate(model="me", data=str(data), engine=ECHO, metrics=["bleu"], out=tmp_path / f"run{number}")
+        made = tunesmith.evaluate(
+            model="me", data=str(data), engine=ECHO, metrics=["bleu"], out=tmp_path / f"run{number}"
+        )
         assert made.rows == prepared.held_out_rows < 40
 
 
@@ -136,14 +162,20 @@ def test_dry_run_says_what_would_happen(rows, capsys, tmp_path):
         ({"metrics": ["bleu", "bleu"]}, UsageError, "each once"),
         ({"model": "no/where/at-all", "engine": {"kind": "auto"}}, ModelError, "no such model"),
         ({"metrics": ["perplexity"]}, UsageError, "perplexity needs a model's weights"),
-        ({"model": "http://127.0.0.1:9", "engine": {"kind": "auto"}, "metrics": ["perplexity"]}, UsageError, "not a server"),
+        (
+            {"model": "http://127.0.0.1:9", "engine": {"kind": "auto"}, "metrics": ["perplexity"]},
+            UsageError,
+            "not a server",
+        ),
         ({"resamples": 5}, UsageError, "at least 100"),
         ({"data": {"path": []}}, UsageError, "data.path"),
     ],
 )
 def test_bad_wishes_end_in_one_line_and_leave_nothing(wishes, error, says, rows, tmp_path):
     with pytest.raises(error, match=says) as raised:
-        tunesmith.evaluate(**{"model": "me", "data": rows, "engine": ECHO, "metrics": ["exact"], "out": tmp_path / "run", **wishes})
+        tunesmith.evaluate(
+            **{"model": "me", "data": rows, "engine": ECHO, "metrics": ["exact"], "out": tmp_path / "run", **wishes}
+        )
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -169,4 +201,6 @@ def test_bad_rows_end_in_one_line(row, metrics, says, tiny_model, tmp_path):
 
 def test_expect_alone_is_enough_for_exact(tmp_path):
     path = write(tmp_path / "rows.jsonl", [{"messages": [{"role": "user", "content": "Paris?"}], "expect": ["paris"]}])
-    assert tunesmith.evaluate(model="me", data=path, engine=ECHO, metrics="exact", out=tmp_path / "run").tuned == {"exact": 100}
+    assert tunesmith.evaluate(model="me", data=path, engine=ECHO, metrics="exact", out=tmp_path / "run").tuned == {
+        "exact": 100
+    }

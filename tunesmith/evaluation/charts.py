@@ -16,7 +16,7 @@ def score_chart(outcome: Outcome) -> str:
     names = _percentages(outcome)
     if not names:
         return ""
-    sides = [(side, sheet.values) for side, sheet in (("base", outcome.base), ("tuned", outcome.tuned)) if sheet]
+    sides = [(side, sheet.values) for side, sheet in outcome.sides]
     thick, pitch = 13, 15 * len(sides) + 16
     parts = [_title("Scores, percent"), _legend([side for side, _ in sides])]
     for row, name in enumerate(names):

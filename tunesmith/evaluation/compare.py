@@ -40,6 +40,11 @@ class Outcome:
     facts: dict[str, str]
     """How it was measured, for the reader of a report: data, sampling, seed, date."""
 
+    @property
+    def sides(self) -> list[tuple[str, Sheet]]:
+        """The models by what a reader calls them: base and tuned, or model where there is only one."""
+        return [("base", self.base), ("tuned", self.tuned)] if self.base else [("model", self.tuned)]
+
 
 def compare(base: Score, tuned: Score, *, resamples: int = 2000, seed: int = 42) -> dict[str, Difference]:
     """Difference, interval and verdict for every number of a metric.

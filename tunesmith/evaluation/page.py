@@ -14,7 +14,7 @@ from tunesmith.evaluation.summary import notes, row_numbers, table
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c2024;--soft:#60666d;--line:#e2e3df;--base:#8d939b;
---tuned:#1f5fd6;--good:#18794e;--bad:#c0342b;--mark:#fff1a8}
+--tuned:#1f5fd6;--model:var(--tuned);--good:#18794e;--bad:#c0342b;--mark:#fff1a8}
 @media(prefers-color-scheme:dark){:root{--page:#14161a;--card:#1c1f24;--ink:#e9ebee;--soft:#a0a7af;--line:#31363d;
 --base:#8b929b;--tuned:#7db0ff;--good:#5cc88f;--bad:#ff8f85;--mark:#5c4d00}}
 *{box-sizing:border-box}body{margin:0;background:var(--page);color:var(--ink);
@@ -32,7 +32,7 @@ dl{display:grid;grid-template-columns:max-content 1fr;gap:4px 16px;margin:0}dd{m
 code{font:13px ui-monospace,monospace}.answer{margin:0 0 14px}.answer h3{font-size:16px;margin:0 0 10px;white-space:pre-wrap}
 .sides{display:grid;gap:12px;grid-template-columns:repeat(auto-fit,minmax(240px,1fr))}
 .side{border-top:3px solid var(--line);padding-top:8px;min-width:0}.side.base{border-color:var(--base)}
-.side.tuned{border-color:var(--tuned)}.side h4{margin:0 0 4px;font-size:13px;font-weight:600;color:var(--soft)}
+.side.tuned,.side.model{border-color:var(--tuned)}.side h4{margin:0 0 4px;font-size:13px;font-weight:600;color:var(--soft)}
 .text{white-space:pre-wrap;overflow-wrap:anywhere}mark{background:var(--mark);color:inherit;border-radius:3px;padding:0 2px}
 .meta{font-size:13px;color:var(--soft);margin-top:6px}details{margin:0 0 10px}summary{cursor:pointer;color:var(--soft)}
 .filter{display:flex;flex-wrap:wrap;gap:8px;margin:0 0 14px}.filter input{position:absolute;opacity:0}
@@ -132,17 +132,13 @@ def _answer(outcome: Outcome, number: int) -> str:
     before = "".join(
         f"<p><b>{message.role}</b> <span class='text'>{text(message.content)}</span></p>" for message in context
     )
-    sides = [
-        _side(side, outcome_sheet, number, question.expect)
-        for side, outcome_sheet in (("base", outcome.base), ("tuned", outcome.tuned))
-        if outcome_sheet
-    ]
+    columns = [_side(side, sheet, number, question.expect) for side, sheet in outcome.sides]
     reference = question.reference if question.reference is not None else "(none)"
-    sides.append(_column("reference", "reference", _marked(reference, question.expect), text(question.source)))
+    columns.append(_column("reference", "reference", _marked(reference, question.expect), text(question.source)))
     return (
         f'<article class="card answer {" ".join(_classes(outcome, number))}"><h3>{text(asked.content)}</h3>'
         + (f"<details><summary>{len(context)} turns before</summary>{before}</details>" if context else "")
-        + f'<div class="sides">{"".join(sides)}</div></article>'
+        + f'<div class="sides">{"".join(columns)}</div></article>'
     )
 
 

@@ -35,15 +35,12 @@ def answer_rows(outcome: Outcome) -> Iterator[dict[str, Any]]:
             "reference": question.reference,
             "expect": list(question.expect),
         }
-        for side, sheet in (("base", outcome.base), ("tuned", outcome.tuned)):
-            if sheet:
-                scores = {name: round(v, 4) for score in sheet.scores for name, v in score.rows[number].items()}
-                said = (
-                    {"answer": sheet.answers[number].text, "finish": sheet.answers[number].finish}
-                    if sheet.engine
-                    else {}
-                )
-                row[side] = {**said, "scores": scores}
+        for side, sheet in outcome.sides:
+            said: dict[str, Any] = {}
+            if sheet.engine:
+                said = {"answer": sheet.answers[number].text, "finish": sheet.answers[number].finish}
+            scores = {name: round(v, 4) for score in sheet.scores for name, v in score.rows[number].items()}
+            row[side] = {**said, "scores": scores}
         yield row
 
 
@@ -67,12 +64,11 @@ def markdown(outcome: Outcome) -> str:
 def _markdown_answer(outcome: Outcome, number: int) -> list[str]:
     tuned = outcome.tuned.answers[number]
     question = tuned.question
-    sides = [(side, sheet) for side, sheet in (("base", outcome.base), ("tuned", outcome.tuned)) if sheet]
     lines = [f"### {number + 1}. {_plain(question.source)}", ""]
     lines += [line for message in question.messages for line in _quote(message.role, message.content)]
     if question.reference is not None:
         lines += _quote("reference", question.reference)
-    for side, sheet in sides:
+    for side, sheet in outcome.sides:
         if sheet.engine:
             text = sheet.answers[number].text
             missing = [expected for expected in question.expect if not found(expected, text)]

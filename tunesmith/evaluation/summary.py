@@ -13,14 +13,9 @@ from tunesmith.evaluation.suite import Sheet
 
 def numbers(outcome: Outcome) -> dict[str, Any]:
     """Scores, differences and how they were measured, as evaluation.json has them."""
-    sides = {"base": outcome.base, "tuned": outcome.tuned}
     return {
         "facts": outcome.facts,
-        **{
-            side: {"model": sheet.model, "engine": sheet.engine, **sheet.values}
-            for side, sheet in sides.items()
-            if sheet
-        },
+        **{side: {"model": sheet.model, "engine": sheet.engine, **sheet.values} for side, sheet in outcome.sides},
         "difference": {name: asdict(difference) for name, difference in outcome.differences.items()},
         "signatures": {score.metric: score.signature for score in outcome.tuned.scores},
     }
@@ -61,11 +56,11 @@ def notes(outcome: Outcome) -> list[str]:
     rows = len(outcome.tuned.answers)
     if rows < FEWEST_ROWS:
         said.append(f"Only {rows} rows: too few to tell models apart; use at least {FEWEST_ROWS}, better 50.")
-    for sheet in filter(None, (outcome.base, outcome.tuned)):
+    for _, sheet in outcome.sides:
         cut = sum(answer.finish == "length" for answer in sheet.answers)
         if cut:
             said.append(f"{cut} answers of {sheet.model} were cut at the token limit.")
-    engines = {sheet.engine for sheet in (outcome.base, outcome.tuned) if sheet and sheet.engine}
+    engines = {sheet.engine for _, sheet in outcome.sides if sheet.engine}
     if len(engines) > 1:
         said.append(f"The models ran in different engines ({', '.join(sorted(engines))}).")
     return said

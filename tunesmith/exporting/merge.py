@@ -74,7 +74,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     """Every token id that ends an answer: first the trained one, then those the base model knew."""
     known = model.generation_config.eos_token_id if model.generation_config else None
     configured = getattr(model.config, "eos_token_id", None)
-    ids: list[int | None] = [trained_end(tokenizer), tokenizer.eos_token_id]
+    ids: list[Any] = [trained_end(tokenizer), tokenizer.eos_token_id]
     for value in (known, configured):
         ids += value if isinstance(value, list) else [value]
     return list(dict.fromkeys(number for number in ids if number is not None))
@@ -95,7 +95,7 @@ def use_trained_end(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.eos_token = old
 
 
-def save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> None:
+def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> None:
     """Write config, safetensors, generation config with all end tokens, tokenizer and chat template into a new folder.
 
     Raises CapacityError when the disk is full.

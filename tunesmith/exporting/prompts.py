@@ -87,8 +87,8 @@ def template_cases(tokenizer: PreTrainedTokenizerBase) -> list[tuple[Message, ..
     Those that the chat template refuses (some take no system message) are left out: they cannot be trained either.
     """
     talk: tuple[Role, ...] = ("user", "assistant", "user", "assistant", "user")
-    plans: list[tuple[Role, ...]] = [talk[:1], talk[:3], talk]
-    plans += [("system", *plan) for plan in plans]
+    talks: list[tuple[Role, ...]] = [talk[:1], talk[:3], talk]
+    plans: list[tuple[Role, ...]] = [*talks, *(("system", *plan) for plan in talks)]
     cases = [
         tuple(Message(role, _TEXTS[(start + place) % len(_TEXTS)]) for place, role in enumerate(plan))
         for plan in plans

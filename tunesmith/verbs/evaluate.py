@@ -119,9 +119,9 @@ def run(config: EvaluateConfig, run: Run) -> Evaluation:
     tuned_model = _find(config, config.model)
     base_model = _base(config, tuned_model)
     base = _examine(config, base_model, "base", questions, run) if base_model else None
-    tuned = _examine(config, tuned_model, "tuned", questions, run)
+    tuned = _examine(config, tuned_model, "tuned" if base else "model", questions, run)
     differences = compare_all(base.scores, tuned.scores, resamples=config.resamples, seed=config.seed) if base else {}
-    outcome = Outcome(tuned, base, differences, _facts(config))
+    outcome = Outcome(tuned, base, differences, _facts(config, compared=base is not None))
     folder = run.folder / "evaluation"
     report.write(outcome, folder, verb="evaluate", run=str(run.folder))
     for line in _columns(table(outcome)):
@@ -219,14 +219,17 @@ def _examine(config: EvaluateConfig, model: str | Found, side: str, questions: l
     return sheet
 
 
-def _facts(config: EvaluateConfig) -> dict[str, str]:
+def _facts(config: EvaluateConfig, *, compared: bool) -> dict[str, str]:
+    """How it was measured, for the reader of the report."""
     from tunesmith import __version__
 
+    asked = {metric.asks for metric in config.metrics}
+    bootstrap = f"95 %, paired bootstrap over rows, {config.resamples} resamples, seed {config.seed}"
     return {
         "data": ", ".join(config.data.path),
-        "answers": _sampling_words(config),
-        "intervals": f"95 %, paired bootstrap over rows, {config.resamples} resamples, seed {config.seed}",
-        "perplexity in": config.precision,
+        **({"answers": _sampling_words(config)} if "text" in asked else {}),
+        **({"loss in": config.precision} if "loss" in asked else {}),
+        **({"intervals": bootstrap} if compared else {}),
         "made": f"{time.strftime('%Y-%m-%d %H:%M')} by Tunesmith {__version__}",
     }
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from tunesmith.core.artifacts import Package
     from tunesmith.core.examples import Conversation
     from tunesmith.core.run import Run
-    from tunesmith.exporting.gguf import Facts
     from tunesmith.exporting.greedy import Compared
     from tunesmith.exporting.merge import Precision
     from tunesmith.exporting.package import Origin
