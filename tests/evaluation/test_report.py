@@ -14,7 +14,7 @@ from tunesmith.evaluation.page import page
 from tunesmith.evaluation.report import ANSWERS, HTML, MARKDOWN, NUMBERS, markdown, write
 from tunesmith.evaluation.suite import Sheet
 
-EVIL = '<script>alert(1)</script> & "quotes" ```\n# not a heading | <img src=x onerror=alert(2)> \x00\x1b[31m'
+EVIL = '<script>alert(1)</script> & "quotes"\n```\n# not a heading | <img src=x onerror=alert(2)> \x00\x1b[31m'
 METRICS = (Bleu(), Exact(), Perplexity())
 
 

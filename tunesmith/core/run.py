@@ -79,7 +79,7 @@ class Run:
     def __init__(self, verb: str, folder: Path, *, quiet: bool = False, screen_is_stderr: bool = False) -> None:
         from rich.console import Console
 
-        self.verb, self.folder, self.quiet = verb, folder, quiet
+        self.verb, self.folder, self.quiet, self.screen_is_stderr = verb, folder, quiet, screen_is_stderr
         self.console = Console(file=sys.stderr if screen_is_stderr else sys.stdout, highlight=False, soft_wrap=True)
         self.started = time.time()
         self._created = False

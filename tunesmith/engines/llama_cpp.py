@@ -21,6 +21,7 @@ from tunesmith.models.load import Found, find
 # Only what a request names may change its answer (llama.cpp's own top_k 40 and min_p 0.05 would),
 # and temperature comes before top_p, as in the OpenAI API and in transformers.
 SAMPLERS = ["temperature", "top_p"]
+BATCH_TOKENS = 64
 
 
 class LlamaCpp(Config):
@@ -61,7 +62,7 @@ class LlamaCppEngine:
         self._upstream = Upstream(self._server.listening_address, key)
         self._remote = RemoteEngine(
             self._upstream, model, config.slots, name=self.name,
-            extra={"samplers": SAMPLERS, "cache_prompt": config.reuse_prompt},
+            extra={"samplers": SAMPLERS, "cache_prompt": config.reuse_prompt, "return_progress": True},
         )  # fmt: skip
         props = self._upstream.ask("GET", "/props")
         self.context: int = props["default_generation_settings"]["n_ctx"]
@@ -118,6 +119,9 @@ def _start(config: LlamaCpp, gguf: Path, key: str) -> Any:
     params.cache_ram_mib = 0
     params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     params.force_pure_content_parser = True  # text as the model wrote it
+    # llama.cpp looks whether the client is still there when it has something to tell: with return_progress after every
+    # batch of the prompt (waiting for the first token it may not look at all while other slots are talking).
+    params.n_batch = params.n_ubatch = BATCH_TOKENS
     params.n_threads_http = config.slots + 4  # one for each answer, and health is never blocked
     for pool in (params.cpuparams, params.cpuparams_batch):
         pool.n_threads = threads

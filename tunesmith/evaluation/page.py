@@ -10,7 +10,7 @@ from tunesmith.evaluation.charts import difference_chart, score_chart
 from tunesmith.evaluation.compare import Outcome
 from tunesmith.evaluation.metrics.exact import marks
 from tunesmith.evaluation.suite import Sheet
-from tunesmith.evaluation.summary import notes, row_numbers, table
+from tunesmith.evaluation.summary import headline, notes, row_numbers, table
 
 STYLE = """
 :root{color-scheme:light dark;--page:#fbfbf9;--card:#fff;--ink:#1c2024;--soft:#60666d;--line:#e2e3df;--base:#8d939b;
@@ -55,6 +55,7 @@ def page(outcome: Outcome) -> str:
     parts = [
         f"<h1>{text(outcome.tuned.model)}</h1>",
         f'<p class="soft">{len(outcome.tuned.answers)} questions{against}</p>',
+        f"<p>{text(headline(outcome))}</p>" if outcome.base else "",
         *(f'<p class="note">{text(note)}</p>' for note in notes(outcome)),
         _charts(outcome),
         "<h2>Numbers</h2>", _table(outcome),

@@ -11,7 +11,7 @@ from tunesmith.core import files
 from tunesmith.evaluation.compare import Outcome
 from tunesmith.evaluation.metrics.exact import found
 from tunesmith.evaluation.page import page
-from tunesmith.evaluation.summary import notes, numbers, row_numbers, table
+from tunesmith.evaluation.summary import headline, notes, numbers, row_numbers, table
 
 ANSWERS, NUMBERS, MARKDOWN, HTML = "answers.jsonl", "evaluation.json", "report.md", "report.html"
 
@@ -49,7 +49,10 @@ def markdown(outcome: Outcome) -> str:
     header, *rows = table(outcome)
     lines = [f"# Evaluation of {_plain(outcome.tuned.model)}", ""]
     if outcome.base:
-        lines += [f"Compared with {_plain(outcome.base.model)} on {len(outcome.tuned.answers)} rows.", ""]
+        lines += [
+            f"Compared with {_plain(outcome.base.model)} on {len(outcome.tuned.answers)} rows: {headline(outcome)}.",
+            "",
+        ]
     lines += [_cells(header), _cells(("---",) * len(header)), *map(_cells, rows), ""]
     lines += [f"> {note}\n" for note in notes(outcome)]
     lines += ["## How it was measured", ""]

@@ -50,6 +50,27 @@ def label(name: str) -> str:
     return re.sub(r"^bleu(\d)$", r"BLEU-\1", name)
 
 
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Cells in aligned columns, words to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    last = len(widths) - 1 if len(widths) > 2 else len(widths)
+    return [
+        "  ".join(
+            cell.ljust(width) if place in {0, last} else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+def headline(outcome: Outcome) -> str:
+    """The verdicts in one line: `better: BLEU-4, exact; no clear difference: perplexity`."""
+    groups: dict[str, list[str]] = {}
+    for name, difference in outcome.differences.items():
+        groups.setdefault(difference.verdict, []).append(label(name))
+    return "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in groups.items())
+
+
 def notes(outcome: Outcome) -> list[str]:
     """What a reader must know before trusting the numbers."""
     said = []

@@ -112,7 +112,7 @@ def run(config: EvaluateConfig, run: Run) -> Evaluation:
     from tunesmith.evaluation import report
     from tunesmith.evaluation.compare import Outcome, compare_all
     from tunesmith.evaluation.suite import pose
-    from tunesmith.evaluation.summary import notes, table
+    from tunesmith.evaluation.summary import aligned, headline, notes, table
 
     started = time.perf_counter()
     questions = pose(_read(config, run), config.metrics)
@@ -124,8 +124,10 @@ def run(config: EvaluateConfig, run: Run) -> Evaluation:
     outcome = Outcome(tuned, base, differences, _facts(config, compared=base is not None))
     folder = run.folder / "evaluation"
     report.write(outcome, folder, verb="evaluate", run=str(run.folder))
-    for line in _columns(table(outcome)):
+    for line in aligned(table(outcome)):
         run.say(line)
+    if base:
+        run.say(headline(outcome))
     for note in notes(outcome):
         run.warn(note)
     run.say(f"report    {folder / report.HTML}")
@@ -238,16 +240,3 @@ def _sampling_words(config: EvaluateConfig) -> str:
     sampling = config.sampling
     how = "greedy" if not sampling.temperature else f"temperature {sampling.temperature:g}, top_p {sampling.top_p:g}"
     return f"{how}, at most {sampling.max_tokens} tokens, seed {config.seed}"
-
-
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Cells in aligned columns, words to the left and numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    last = len(widths) - 1 if len(widths) > 2 else len(widths)
-    return [
-        "  ".join(
-            cell.ljust(width) if place in {0, last} else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
