@@ -48,7 +48,7 @@ def byte_tokenizer(template: str = CHATML, special: tuple[str, ...] = ("<|im_sta
         tokenizer_object=inner,
         eos_token=special[-1],
         pad_token=special[-1],
-        additional_special_tokens=[token for token in special[:-1]],
+        additional_special_tokens=list(special[:-1]),
     )
     tokenizer.chat_template = template
     return tokenizer

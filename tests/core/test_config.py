@@ -55,12 +55,18 @@ class Outer(Config):
     [
         ({}, "x.yaml: name: is required. Add it to the config or give --name."),
         ({"name": "a", "method": {"rank": 0}}, "x.yaml: method.rank: must be at least 1. Got 0."),
-        ({"name": "a", "method": {"kind": "smal"}}, "x.yaml: method: must be one of small, large. Got smal. Did you mean 'small'?"),
+        (
+            {"name": "a", "method": {"kind": "smal"}},
+            "x.yaml: method: must be one of small, large. Got smal. Did you mean 'small'?",
+        ),
         ({"name": "a", "inner": {"rat": 1}}, "x.yaml: unknown option 'inner.rat'. Did you mean 'rate'?"),
         ({"name": "a", "rank": 1}, "x.yaml: unknown option 'rank'. Did you mean 'method.rank'?"),
         ({"name": "a", "inner": {"rate": 0}}, "x.yaml: inner.rate: must be more than 0. Got 0."),
         ({"name": "a", "inner": {"rate": float("nan")}}, "x.yaml: inner.rate: should be a finite number. Got nan."),
-        ({"name": "a", "inner": {"mode": "of"}}, "x.yaml: inner.mode: must be one of on, off. Got of. Did you mean 'off'?"),
+        (
+            {"name": "a", "inner": {"mode": "of"}},
+            "x.yaml: inner.mode: must be one of on, off. Got of. Did you mean 'off'?",
+        ),
         ({"name": "a", "method": {"kind": "large", "rank": 1}}, "x.yaml: unknown option 'method.rank'."),
         ({"name": "a", "limit": "many"}, "x.yaml: limit: should be a valid integer"),
     ],
@@ -88,7 +94,15 @@ def test_configs_do_not_change():
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("a: off", "off"), ("a: no", "no"), ("a: 1e-4", 1e-4), ("a: true", True), ("a: 3", 3), ("a: 1.5", 1.5), ("a: null", None)],
+    [
+        ("a: off", "off"),
+        ("a: no", "no"),
+        ("a: 1e-4", 1e-4),
+        ("a: true", True),
+        ("a: 3", 3),
+        ("a: 1.5", 1.5),
+        ("a: null", None),
+    ],
 )
 def test_yaml_words_are_words_and_numbers_are_numbers(text, value):
     assert parse_yaml(text, "x") == {"a": value}

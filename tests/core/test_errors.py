@@ -26,7 +26,9 @@ def test_exit_codes_differ():
 
 
 def test_messages_have_one_shape():
-    assert str(DataError("faq.jsonl:17", "no assistant turn", do="Add one")) == "faq.jsonl:17: no assistant turn. Add one."
+    assert (
+        str(DataError("faq.jsonl:17", "no assistant turn", do="Add one")) == "faq.jsonl:17: no assistant turn. Add one."
+    )
     assert str(DataError("x", "is off", got=0)) == "x: is off. Got 0."
     long = str(DataError("x", "is off", got="word " * 100))
     assert len(long) < 160

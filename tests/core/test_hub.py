@@ -25,7 +25,12 @@ def test_a_folder_is_itself(tmp_path):
     assert hub.locate(str(tmp_path)) == tmp_path
 
 
-FILES = {"config.json": b'{"model_type": "llama"}', "model.safetensors": b"weights", "evil.bin": b"pickle", "code.py": b"x"}
+FILES = {
+    "config.json": b'{"model_type": "llama"}',
+    "model.safetensors": b"weights",
+    "evil.bin": b"pickle",
+    "code.py": b"x",
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -44,7 +49,9 @@ class StandIn(BaseHTTPRequestHandler):
         StandIn.asked.append(self.path)
         path = self.path.split("?")[0]
         if path.startswith("/api/models/me/tiny"):
-            listed = [{"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": "0" * 40} for n, d in FILES.items()]
+            listed = [
+                {"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": "0" * 40} for n, d in FILES.items()
+            ]
             info = {"_id": "1", "id": "me/tiny", "sha": COMMIT, "siblings": listed, "private": False}
             self._send(json.dumps(listed if "/tree/" in path else info).encode(), body, "application/json")
         elif path.startswith("/me/tiny/resolve/") and path.rsplit("/", 1)[1] in FILES:
@@ -84,7 +91,12 @@ def locate_in_child(name: str, home: Path, **environment: str) -> subprocess.Com
     )
     keep = {"PATH": "/usr/bin:/bin", "HOME": str(home), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1"}
     return subprocess.run(
-        [sys.executable, "-c", code, name], env={**keep, **environment}, capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", code, name],
+        env={**keep, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
 
 

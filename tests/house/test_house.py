@@ -52,7 +52,9 @@ def test_help_is_light():
 @pytest.mark.parametrize("verb", verbs.VERBS)
 def test_no_help_loads_torch(verb):
     heavy = "{'torch', 'transformers', 'numpy', 'fastapi', 'matplotlib', 'pyarrow'} & set(sys.modules)"
-    done = run("-c", f"import sys; from tunesmith.cli import main; main(['{verb}', '--help']); sys.exit(str({heavy} or ''))")
+    done = run(
+        "-c", f"import sys; from tunesmith.cli import main; main(['{verb}', '--help']); sys.exit(str({heavy} or ''))"
+    )
     assert done.stderr.strip() in {"", "set()"}, done.stderr
     for option in options(verbs.config_class(verb)):
         assert f"--{option.path} " in done.stdout

@@ -30,10 +30,7 @@ def trl_losses(model_folder, method, rows: Rows, folder, seed: int) -> list[floa
     model = method.put(model)
     order = [row for step in order_steps(rows.lengths, BatchConfig(rows=4), seed, 0) for batch in step for row in batch]
     table = Dataset.from_list(
-        [
-            {"input_ids": rows[n].ids.tolist(), "completion_mask": rows[n].trained.astype(int).tolist()}
-            for n in order
-        ]
+        [{"input_ids": rows[n].ids.tolist(), "completion_mask": rows[n].trained.astype(int).tolist()} for n in order]
     )
     config = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, learning_rate=0.01,

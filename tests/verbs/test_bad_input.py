@@ -45,7 +45,11 @@ GOOD = {"instruction": "What is it?", "output": "A kettle."}
         ([], [], "is empty"),
         ([GOOD, '{"instruction": '], [], "rows.jsonl:2: not valid JSON"),
         ([{"instructions": "a", "outputs": "b"}], [], "Did you mean 'instruction'"),
-        ([{"messages": [{"role": "user", "content": "Hi"}]}], [], "rows.jsonl:1: no assistant turn. Add one or remove the row"),
+        (
+            [{"messages": [{"role": "user", "content": "Hi"}]}],
+            [],
+            "rows.jsonl:1: no assistant turn. Add one or remove the row",
+        ),
         ([GOOD, GOOD], ["--cutoff", "30"], "within the cutoff of 30"),
     ],
     ids=["empty", "broken-line", "wrong-keys", "no-assistant", "all-longer"],
@@ -80,7 +84,9 @@ def test_words(typed, tmp_path, words, code, said):
 
 
 def test_targets_that_do_not_exist(typed, tmp_path, tiny_model):
-    code, line = typed("train", rows(tmp_path / "rows.jsonl", *[GOOD] * 4), "--model", tiny_model, "--method.targets", "[qq]")
+    code, line = typed(
+        "train", rows(tmp_path / "rows.jsonl", *[GOOD] * 4), "--model", tiny_model, "--method.targets", "[qq]"
+    )
     assert code == UsageError.exit_code
     assert "method.targets: names no linear layer of this model. Got qq. Known: down_proj" in line
 
@@ -124,7 +130,17 @@ def test_an_adapter_over_another_base(typed, tmp_path, tiny_model, rows_file):
 
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
-    words = ["train", str(rows_file), "--model", str(base), "--optimizer.steps", "1", "--out", str(tmp_path / "run"), "--quiet"]
+    words = [
+        "train",
+        str(rows_file),
+        "--model",
+        str(base),
+        "--optimizer.steps",
+        "1",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+    ]
     assert cli.main([*words, "--precision", "fp32"]) == 0
     shutil.rmtree(base)
     write_tiny_model(base, seed=1)

@@ -41,7 +41,12 @@ save: {{every_steps: 100, keep: 2}}
 seed: 42
 """
     (tmp_path / "train.yaml").write_text(text, encoding="utf-8")
-    assert cli.main(["train", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "run"), "--optimizer.steps", "2", "--quiet"]) == 0
+    assert (
+        cli.main(
+            ["train", str(tmp_path / "train.yaml"), "--out", str(tmp_path / "run"), "--optimizer.steps", "2", "--quiet"]
+        )
+        == 0
+    )
     result = json.loads((tmp_path / "run" / "result.json").read_text(encoding="utf-8"))
     assert {
         "checkpoint", "steps", "train_loss", "held_out_loss", "tokens_per_second", "seconds", "peak_memory_bytes",

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic.fields import FieldInfo
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
 
 from tunesmith.core.errors import UsageError, did_you_mean
 
@@ -32,14 +34,14 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not supported", event.start_mark)
+            raise ComposerError(None, None, "aliases are not supported", event.start_mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
+                raise ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -235,7 +237,7 @@ def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError
         if isinstance(node, dict) and key not in node and node.get("kind") == key:
             continue  # pydantic names the variant of a union; a person does not
         path.append(str(key))
-        node = node.get(key) if isinstance(node, dict) else None
+        node = node.get(str(key)) if isinstance(node, dict) else None
     dotted = ".".join(path)
     place = ": ".join(part for part in (where, dotted) if part)
     kind, context = first["type"], first.get("ctx", {})

@@ -61,11 +61,11 @@ def _hugging_face(identifier: str, typed: str) -> Path:
 
 def _model_scope(identifier: str) -> Path:
     try:
-        from modelscope.hub.snapshot_download import snapshot_download
+        from modelscope.hub import snapshot_download as scope  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError:
         raise MissingExtra(f"ms:{identifier}", "needs modelscope", do="pip install 'tunesmith[modelscope]'") from None
     try:
-        folder = Path(snapshot_download(identifier, allow_patterns=WANTED))
+        folder = Path(scope.snapshot_download(identifier, allow_patterns=WANTED))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
         raise ModelError(f"ms:{identifier}", f"cannot be had from ModelScope: {str(error).splitlines()[0]}") from None
     return _checked(folder, f"ms:{identifier}")

@@ -66,7 +66,10 @@ class Progress:
             self._said = now
             left = (now - self._started) / max(self._done, 1) * (self._total - self._done)
             ending = f", {left:.0f} s left" if self._done < self._total else ""
-            self._run.say(f"{self._label}: {self._done}/{self._total} {self._unit}{numbers and '  '}{numbers}{ending}", style="dim")
+            self._run.say(
+                f"{self._label}: {self._done}/{self._total} {self._unit}{numbers and '  '}{numbers}{ending}",
+                style="dim",
+            )
 
 
 def _brief(value: Any) -> str:

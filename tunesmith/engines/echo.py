@@ -11,7 +11,7 @@ from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.engines.contract import Finish, Piece, Request
-from tunesmith.engines.stops import StopCutter
+from tunesmith.engines.pieces import StopCutter
 from tunesmith.models.load import Found
 
 

@@ -70,14 +70,19 @@ def trained_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
     return min(found)[1] if found else None
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_ids(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every token id that ends an answer: first the trained one, then those the base model knew."""
     known = model.generation_config.eos_token_id if model.generation_config else None
     configured = getattr(model.config, "eos_token_id", None)
     ids: list[Any] = [trained_end(tokenizer), tokenizer.eos_token_id]
     for value in (known, configured):
-        ids += value if isinstance(value, list) else [value]
+        ids += as_list(value)
     return list(dict.fromkeys(number for number in ids if number is not None))
+
+
+def as_list(ids: int | list[int] | None) -> list[int]:
+    """The end tokens of a config: transformers writes one, many or none."""
+    return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
 def use_trained_end(tokenizer: PreTrainedTokenizerBase) -> None:
@@ -102,14 +107,19 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
     """
     import torch
     from safetensors import SafetensorError
+    from transformers import GenerationConfig
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     ends = end_ids(model, tokenizer)
-    if model.generation_config:
-        model.generation_config.eos_token_id = ends
-        if model.generation_config.pad_token_id is None:
-            model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = ends if len(ends) > 1 else ends[0] if ends else None
+    known = (model.generation_config or GenerationConfig()).to_dict()
+    known |= {
+        "eos_token_id": model.config.eos_token_id,
+        "_from_model_config": False,
+    }  # not to be made anew from config.json
+    if known.get("pad_token_id") is None:
+        known["pad_token_id"] = tokenizer.pad_token_id
+    model.generation_config = GenerationConfig.from_dict(known)
     use_trained_end(tokenizer)
     try:
         model.to(dtype).save_pretrained(folder)
@@ -120,14 +130,18 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
             ) from None
         raise
     tokenizer.save_pretrained(folder)
-    _remove_code(folder / "tokenizer_config.json")
+    _make_portable(folder / "tokenizer_config.json")
+    for path in folder.glob("*.safetensors"):
+        path.chmod(0o644)  # safetensors writes files that nobody else may read, a server for instance
 
 
-def _remove_code(path: Path) -> None:
-    """Other programs may run the code that `auto_map` names; the tokenizer here never needed it."""
+def _make_portable(path: Path) -> None:
+    """Name no code that other programs would run, and the class by the name that transformers 4 and 5 both know."""
     config = files.read_json(path)
-    if config.pop("auto_map", None) is not None:
-        files.write_json(path, config)
+    config.pop("auto_map", None)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    files.write_json(path, config)
 
 
 def _parameters(folder: Path) -> int:

@@ -11,6 +11,7 @@ from tunesmith.core.errors import DataError, ModelError
 from tunesmith.core.examples import Message, Role
 from tunesmith.data.render import render_text
 from tunesmith.exporting.certificate import Proof
+from tunesmith.exporting.merge import as_list
 from tunesmith.exporting.package import MODELFILE, WEIGHTS
 from tunesmith.exporting.prompts import bare, template_cases
 
@@ -210,7 +211,7 @@ def write_modelfile(tokenizer: PreTrainedTokenizerBase, folder: Path, gguf: str,
         if differs:
             raise _inexpressible(f"its pieces give other text for {differs}")
         generation = GenerationConfig.from_pretrained(folder / WEIGHTS)
-        stops = [str(tokenizer.convert_ids_to_tokens(number)) for number in generation.eos_token_id]
+        stops = [str(tokenizer.convert_ids_to_tokens(number)) for number in as_list(generation.eos_token_id)]
         template = go_template(turns, leave_out=str(tokenizer.bos_token or "") if facts.adds_bos else "")
         text = modelfile(gguf, template, stops, generation)
     except ModelError as error:

@@ -175,7 +175,7 @@ def load_model(found: Found, precision: PRECISIONS = "fp32", *, device: str = "c
     )
     if found.adapter:
         model = _put_adapter(model, found.adapter)
-    return model.to(device)
+    return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
 def _put_adapter(model: Any, adapter: Path) -> Any:

@@ -136,7 +136,7 @@ def _one_step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {
-        "loss": total, "learning_rate": rate, "gradient_norm": float(norm), "labels": labels,
+        "loss": total, "learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), "labels": labels,
         "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready),
     }  # fmt: skip
 

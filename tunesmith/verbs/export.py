@@ -69,7 +69,7 @@ def run(config: ExportConfig, run: Run) -> Package:
             merged_logits(compared, job.precision),
             merged_answers(compared, job.precision, config.proof.agreement),
         ]
-        proofs += _gguf(config, job, folder, answers, ends, run)
+        proofs += _convert_and_ask(config, job, folder, answers, ends, run)
         for proof in proofs:
             tell(proof, run)
         _write_papers(config, job, folder, proofs, answers)
@@ -170,35 +170,47 @@ def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[lis
     ]
     texts = [str(job.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
     kept = saved.generation_config.eos_token_id if saved.generation_config else None
-    return compared, texts, kept if isinstance(kept, list) else [kept] if kept is not None else []
+    return compared, texts, merge.as_list(kept)
 
 
-def _gguf(config: ExportConfig, job: _Job, folder: Path, answers: list[str], ends: list[int], run: Run) -> list[Proof]:
-    """Convert, ask llama.cpp, write the Modelfile; all proofs that need the GGUF file."""
+def _convert_and_ask(
+    config: ExportConfig, job: _Job, folder: Path, answers: list[str], ends: list[int], run: Run
+) -> list[Proof]:
+    """Convert to GGUF, ask llama.cpp, write the Modelfile; the proofs on tokens, ends and answers."""
     from tunesmith.data.render import render_text
-    from tunesmith.exporting.certificate import Proof, end_tokens, gguf_answers, interview, template_tokens
+    from tunesmith.exporting import certificate
     from tunesmith.exporting.gguf import convert
     from tunesmith.exporting.merge import trained_end
     from tunesmith.exporting.ollama import write_modelfile
     from tunesmith.exporting.prompts import question, template_cases
+    from tunesmith.models.load import Found, load_tokenizer
 
-    end = trained_end(job.tokenizer)
+    end, cases, questions = (
+        trained_end(job.tokenizer),
+        template_cases(job.tokenizer),
+        [question(row) for row in job.rows],
+    )
+    names = [" + ".join(message.role for message in messages) for messages in cases] + [row.source for row in job.rows]
+    trained = certificate.read_by(job.tokenizer, cases, job.rows)
+    saved = load_tokenizer(Found(job.name, folder / WEIGHTS))
+    readers = {"the saved tokenizer": certificate.read_by(saved, cases, job.rows)}
     if not config.gguf:
-        names = ("template_tokens", "gguf_answers", "ollama_template")
-        without = [Proof(name, None, "no GGUF file was asked for") for name in names]
-        return [end_tokens(end, ends, None, job.tokenizer), *without]
+        return [
+            certificate.template_tokens(trained, readers, names),
+            certificate.end_tokens(end, ends, None, job.tokenizer),
+            *(Proof(name, None, "no GGUF file was asked for") for name in ("gguf_answers", "ollama_template")),
+        ]
     path = folder / f"model-{config.gguf}.gguf"
     convert(folder / WEIGHTS, path, config.gguf, name=job.name, log=run.folder / "convert.log")
     run.say(f"converted {path.name} ({path.stat().st_size / 2**20:.0f} MiB)")
-    cases = template_cases(job.tokenizer)
-    heard = interview(
-        path, cases, [render_text(job.tokenizer, row.messages) for row in job.rows], [question(row) for row in job.rows],
-        tokens=config.proof.tokens, context=max(64, max(map(len, job.prompts)) + config.proof.tokens),
-    )  # fmt: skip
+    texts = [render_text(job.tokenizer, row.messages) for row in job.rows]
+    room = max(64, max(map(len, job.prompts)) + config.proof.tokens)
+    heard = certificate.interview(path, cases, texts, questions, tokens=config.proof.tokens, context=room)
+    readers["llama.cpp"] = heard.read
     return [
-        template_tokens(job.tokenizer, cases, job.rows, heard),
-        gguf_answers(answers, heard, config.proof.agreement),
-        end_tokens(end, ends, heard.facts, job.tokenizer),
+        certificate.template_tokens(trained, readers, names),
+        certificate.gguf_answers(answers, job.prompts, heard, config.proof.agreement),
+        certificate.end_tokens(end, ends, heard.facts, job.tokenizer),
         write_modelfile(job.tokenizer, folder, path.name, heard.facts),
     ]
 

@@ -175,7 +175,12 @@ def _sum_up(
 def _tell_end(run: Run, made: Quickstart) -> None:
     run.say()
     run.say("            before   after", style="bold")
-    for name, label in (("exact", "exact %"), ("bleu4", "BLEU-4 %"), ("general", "general %"), ("held_out_loss", "loss")):
+    for name, label in (
+        ("exact", "exact %"),
+        ("bleu4", "BLEU-4 %"),
+        ("general", "general %"),
+        ("held_out_loss", "loss"),
+    ):
         run.say(f"{label:<10} {made.base[name]:7.2f} {made.tuned[name]:7.2f}")
     run.say(f"proofs     {', '.join(made.proofs)}: all hold")
     run.say(f"time       {sum(chapter['seconds'] for chapter in made.chapters):.0f} s")

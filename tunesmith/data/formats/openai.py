@@ -31,7 +31,7 @@ def read_message(turn: Any, source: str) -> Message:
     """One message dict. Raises DataError for unknown roles and for content that is not text."""
     if not isinstance(turn, dict) or "role" not in turn:
         raise DataError(source, "a message needs role and content", got=turn)
-    role = {"developer": "system", "function": "tool"}.get(turn["role"], turn["role"])
+    role: Any = {"developer": "system", "function": "tool"}.get(turn["role"], turn["role"])
     if role not in ROLES:
         raise DataError(source, "unknown role", got=turn["role"], do=did_you_mean(str(turn["role"]), ROLES))
     calls = tuple(turn.get("tool_calls") or ())

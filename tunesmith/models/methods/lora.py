@@ -22,7 +22,7 @@ class Lora(Config):
     """Low-rank adapters beside frozen weights."""
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     """Rank r of the two matrices; more rank, more capacity and memory."""
-    alpha: Annotated[float, Field(gt=0)] = 32
+    alpha: Annotated[int, Field(ge=1)] = 32
     """The update is scaled by alpha / rank (with rslora by alpha / sqrt(rank))."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout on the input of the adapters while training."""
@@ -43,7 +43,7 @@ class Lora(Config):
         self._check_targets(model)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
-            target_modules=self.targets if self.targets == "all-linear" else list(self.targets), task_type="CAUSAL_LM",
+            target_modules="all-linear" if self.targets == "all-linear" else list(self.targets), task_type="CAUSAL_LM",
         )  # fmt: skip
         return get_peft_model(model, config, low_cpu_mem_usage=False)
 
