@@ -8,11 +8,8 @@ import socket
 from pathlib import Path
 
 import pytest
+from tiny import byte_tokenizer, write_tiny_model
 
-CHATML = (
-    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "llamafactory"
 LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
@@ -35,53 +32,10 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-def byte_tokenizer(template: str = CHATML, special: tuple[str, ...] = ("<|im_start|>", "<|im_end|>")):
-    """A tokenizer of 256 bytes and some special tokens; every text has exactly one tokenization."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    inner = Tokenizer(models.BPE(vocab={letter: n for n, letter in enumerate(alphabet)}, merges=[]))
-    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    inner.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        eos_token=special[-1],
-        pad_token=special[-1],
-        additional_special_tokens=list(special[:-1]),
-    )
-    tokenizer.chat_template = template
-    return tokenizer
-
-
 @pytest.fixture(scope="session")
 def tokenizer():
     """The byte tokenizer with a ChatML template."""
     return byte_tokenizer()
-
-
-def write_tiny_model(folder: Path, *, layers: int = 2, seed: int = 0, template: str = CHATML) -> Path:
-    """A random two-layer Llama with the byte tokenizer, saved as a model folder."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    tokenizer = byte_tokenizer(template)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")

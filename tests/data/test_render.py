@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import CHATML, byte_tokenizer
+from tiny import CHATML, byte_tokenizer
 
 from tunesmith.core.errors import DataError
 from tunesmith.core.examples import Conversation, Message

@@ -19,6 +19,10 @@ METHODS = {
 }
 
 
+def labels(row) -> list[int]:
+    return [token if trained else -100 for token, trained in zip(row.ids.tolist(), row.trained.tolist(), strict=True)]
+
+
 def trl_losses(model_folder, method, rows: Rows, folder, seed: int) -> list[float]:
     import torch
     from datasets import Dataset
@@ -29,14 +33,12 @@ def trl_losses(model_folder, method, rows: Rows, folder, seed: int) -> list[floa
     torch.manual_seed(seed)
     model = method.put(model)
     order = [row for step in order_steps(rows.lengths, BatchConfig(rows=4), seed, 0) for batch in step for row in batch]
-    table = Dataset.from_list(
-        [{"input_ids": rows[n].ids.tolist(), "completion_mask": rows[n].trained.astype(int).tolist()} for n in order]
-    )
+    table = Dataset.from_list([{"input_ids": rows[n].ids.tolist(), "labels": labels(rows[n])} for n in order])
     config = SFTConfig(
         output_dir=str(folder), per_device_train_batch_size=4, num_train_epochs=1, learning_rate=0.01,
         lr_scheduler_type="constant", warmup_steps=0, weight_decay=0.0, max_grad_norm=1.0, logging_steps=1,
         use_cpu=True, bf16=False, gradient_checkpointing=False, save_strategy="no", report_to="none", max_length=None,
-        completion_only_loss=True, train_sampling_strategy="sequential", seed=seed, packing=False,
+        train_sampling_strategy="sequential", seed=seed, packing=False,
         dataset_kwargs={"skip_prepare_dataset": True}, remove_unused_columns=False, disable_tqdm=True,
     )  # fmt: skip
     trainer = SFTTrainer(model=model, args=config, train_dataset=table, processing_class=load_tokenizer(found))

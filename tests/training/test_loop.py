@@ -25,7 +25,7 @@ def events(folder, kind) -> list[dict]:
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_training_lowers_the_held_out_loss(train, tmp_path, kind):
     made = train(tmp_path / "run", method__kind=kind, optimizer__epochs=4)
-    assert made.held_out_loss < made.base_held_out_loss - 0.5
+    assert made.held_out_loss < made.base_held_out_loss - 0.3
     assert made.perplexity == pytest.approx(math.exp(made.held_out_loss))
     assert made.steps == 36
     assert (tmp_path / "run" / "loss.png").stat().st_size > 5000

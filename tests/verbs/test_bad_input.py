@@ -126,7 +126,7 @@ def test_a_port_that_is_taken(typed, tiny_model):
 def test_an_adapter_over_another_base(typed, tmp_path, tiny_model, rows_file):
     import shutil
 
-    from conftest import write_tiny_model
+    from tiny import write_tiny_model
 
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)

@@ -138,6 +138,18 @@ class Service:
 
 
 @dataclass(frozen=True, slots=True)
+class Talk:
+    """A chat in the terminal that ended."""
+
+    transcript: Path
+    """The conversations as rows in the OpenAI layout; `prepare` reads them."""
+    engine: str
+    model: str
+    turns: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Quickstart:
     """The whole story in numbers; the keys of report.json."""
 

@@ -33,7 +33,7 @@ class Row:
     ids: list[int] = field(default_factory=list)
     """Tokens chosen so far."""
     is_over: bool = False
-    cache: DynamicCache | None = None
+    cache: Any = None
     """Keys and values of the prompt, until the row joins the others."""
     filled: int = 0
     """Prompt tokens in the cache."""
@@ -59,7 +59,7 @@ class Batch:
         """Forget all rows."""
         self._rows: list[Row] = []
         self._filling: deque[Row] = deque()
-        self._cache = DynamicCache()
+        self._cache: Any = DynamicCache()
         self._mask = torch.ones(0, 0, dtype=torch.long, device=self._device)  # (B, T)
 
     @property
@@ -101,7 +101,6 @@ class Batch:
         budget = PREFILL_TOKENS
         while self._filling and budget > 0:
             row = self._filling[0]
-            assert row.cache is not None
             chunk = row.prompt[row.filled : row.filled + budget]
             positions = torch.arange(row.filled, row.filled + len(chunk), device=self._device)[None]
             logits = self._forward(torch.tensor([chunk], device=self._device), positions, row.cache, None)
@@ -124,7 +123,6 @@ class Batch:
 
     def _join(self, row: Row) -> None:
         """Put a row whose prompt is read beside the others, padding the shorter cache on the left."""
-        assert row.cache is not None
         new = torch.ones(1, len(row.prompt), dtype=torch.long, device=self._device)
         if self._rows:
             length = max(self._mask.shape[1], new.shape[1])

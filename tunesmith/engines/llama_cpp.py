@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
@@ -106,18 +107,18 @@ class LlamaCppEngine:
 
 def _start(config: LlamaCpp, gguf: Path, key: str) -> Any:
     try:
-        import xllamacpp
+        llama: Any = importlib.import_module("xllamacpp")  # a binary module without types
     except ModuleNotFoundError:
         raise MissingExtra("engine llama_cpp", "needs xllamacpp", do="pip install 'tunesmith[serve]'") from None
     threads = config.threads or hardware.probe().cores
-    params = xllamacpp.CommonParams()
+    params = llama.CommonParams()
     params.model.path = str(gguf)
     params.n_ctx, params.n_parallel = config.context * config.slots, config.slots
     params.fit_params = False  # would make the context smaller without a word
     params.api_keys, params.cors_origins, params.ui = [key], "", False
     params.endpoint_slots, params.verbosity, params.warmup = True, -1, False
     params.cache_ram_mib = 0
-    params.reasoning_format = xllamacpp.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    params.reasoning_format = llama.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     params.force_pure_content_parser = True  # text as the model wrote it
     # llama.cpp looks whether the client is still there when it has something to tell: with return_progress after every
     # batch of the prompt (waiting for the first token it may not look at all while other slots are talking).
@@ -127,7 +128,7 @@ def _start(config: LlamaCpp, gguf: Path, key: str) -> Any:
         pool.n_threads = threads
         pool.poll = 0  # threads that spin while waiting are slow as soon as anything else runs
     try:
-        return xllamacpp.Server(params)
+        return llama.Server(params)
     except RuntimeError as error:
         reason = str(error).splitlines()[0] if str(error) else "no reason given"
         raise ModelError(str(gguf), f"cannot be loaded by llama.cpp: {reason}") from None

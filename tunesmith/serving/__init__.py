@@ -1,1 +1,1 @@
-"""The OpenAI API over an engine, with limits, keys and a chat page."""
+"""Answers over HTTP: the OpenAI API, admission, security, and a light chat page. Knows engines by their contract only."""

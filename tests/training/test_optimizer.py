@@ -1,0 +1,51 @@
+"""Learning rates of the schedules, and AdamW over trainable parameters only."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+
+
+def rates(steps: int = 10, **wishes) -> list[float]:
+    wish = OptimizerConfig(learning_rate=1.0, **wishes)
+    return [learning_rate(wish, step, steps) for step in range(steps)]
+
+
+def test_constant():
+    assert rates(schedule="constant", warmup=0) == [1.0] * 10
+
+
+def test_linear_with_warmup_steps():
+    assert rates(schedule="linear", warmup=2) == pytest.approx(
+        [0.5, 1.0, 1.0, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    )
+
+
+def test_cosine_with_a_share_of_warmup():
+    wanted = [0.5, 1.0, *(0.5 * (1 + math.cos(math.pi * done / 8)) for done in range(8))]
+    assert rates(schedule="cosine", warmup=0.2) == pytest.approx(wanted)
+
+
+def test_after_warmup_schedules_are_those_of_transformers():
+    from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
+
+    for name, make in [("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)]:
+        optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        schedule = make(optimizer, 3, 20)
+        theirs = []
+        for _ in range(20):
+            theirs.append(schedule.get_last_lr()[0])
+            optimizer.step()
+            schedule.step()
+        assert rates(20, schedule=name, warmup=3)[3:] == pytest.approx(theirs[3:])
+
+
+def test_only_trainable_parameters_are_given_to_the_optimizer():
+    frozen, trained = torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.Linear(2, 3)
+    optimizer = make_optimizer([*frozen.parameters(), *trained.parameters()], OptimizerConfig(weight_decay=0.1))
+    assert [p.shape for p in optimizer.param_groups[0]["params"]] == [(3, 2), (3,)]
+    assert optimizer.param_groups[0]["weight_decay"] == 0.1

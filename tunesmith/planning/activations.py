@@ -1,0 +1,139 @@
+"""Bytes that the backward pass needs again, derived operation by operation. Knows what autograd saves, not how much fits.
+
+The counts follow Korthikanti et al. (arXiv 2205.05198, section 4.1) with what today's modules do differently: fused
+attention, RMSNorm in fp32, gated MLPs, adapters beside frozen weights, autocast copies. tests/planning compares them
+with torch's own saved tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tunesmith.models.methods.full import Full
+from tunesmith.models.methods.lora import Lora
+from tunesmith.models.shape import Linear, Shape, targeted
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The batch that goes through the model: `rows` x `tokens`, the rest of shorter rows being padding."""
+
+    rows: int
+    tokens: int
+    padded: bool
+    """Rows differ in length, so that attention takes a mask."""
+
+
+def layer_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
+    """Bytes one decoder layer saves for its backward pass, copies of its weights under autocast included."""
+    parts = _Layer(shape, method, bf16, batch)
+    a_token = parts.norms() + parts.attention() + parts.linear_inputs() + parts.between()
+    return a_token * batch.rows * batch.tokens + parts.weights()
+
+
+def boundary_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
+    """Bytes of the hidden states between two layers: all that activation checkpointing keeps of a layer."""
+    return shape.hidden * _residual(method, bf16=bf16) * batch.rows * batch.tokens
+
+
+def _residual(method: Full | Lora, *, bf16: bool) -> int:
+    """Bytes of one number between layers: frozen bf16 weights make bf16, fp32 master weights fp32."""
+    return 2 if bf16 and method.kind != "full" else 4
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """One layer; every method but `weights` gives bytes a token."""
+
+    shape: Shape
+    method: Full | Lora
+    bf16: bool
+    batch: Batch
+
+    @property
+    def full(self) -> bool:
+        return self.method.kind == "full"
+
+    @property
+    def number(self) -> int:
+        """Bytes of one number that a linear layer reads or writes."""
+        return 2 if self.bf16 else 4
+
+    @property
+    def adapted(self) -> list[Linear]:
+        if isinstance(self.method, Full):
+            return []
+        chosen = set(targeted(self.shape, self.method.targets))
+        return [linear for linear in (*self.shape.attention, *self.shape.mlp) if linear in chosen]
+
+    def norms(self) -> int:
+        """Input in fp32 and 1 / rms; where the norm is trained also their product. LayerNorm: input, mean, 1 / std."""
+        it, full = self.shape, self.full
+        if it.norm_bias:
+            return it.norms * _residual(self.method, bf16=self.bf16) * (it.hidden + 2)
+        bytes_a_token = it.norms * (4 * it.hidden * (2 if full else 1) + 4)
+        if it.head_norms:
+            heads = it.heads + it.key_value_heads
+            product = (4 if it.family.startswith("gemma") else self.number) if full else 0
+            bytes_a_token += heads * it.head_size * (4 + product) + 4 * heads
+        return bytes_a_token
+
+    def attention(self) -> int:
+        """Queries, keys, values and output; score matrices where the fused kernel cannot be used."""
+        it, tokens = self.shape, self.batch.tokens
+        query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
+        if it.softcap:  # tanh, softmax in fp32, its copy
+            return 3 * query * self.number + 8 * it.heads * tokens
+        if it.attention_dropout:  # softmax, mask, product, all in fp32
+            return 3 * query * 4 + 12 * it.heads * tokens
+        if self.batch.padded:  # keys and values are repeated for all heads; each layer makes an additive mask of its own
+            return self.number * (4 * query + tokens) + 4 * it.heads
+        whole = query + key if self._fused else 0  # values are a part of the fused output and hold all of it
+        return self.number * (2 * query + 2 * key + whole) + 4 * it.heads
+
+    def linear_inputs(self) -> int:
+        """What the gradients of weights or adapters are made from."""
+        *readers, out = self.shape.attention
+        *openers, down = self.shape.mlp
+        kernel = not (self.shape.softcap or self.shape.attention_dropout or self._fused)
+        saved_already = kernel and not self._own_copies
+        groups: list[Sequence[Linear]] = [readers, openers, [down], *([] if saved_already else [[out]])]
+        return sum(self._inputs(group) for group in groups)
+
+    @property
+    def _fused(self) -> bool:
+        return self.shape.gated and len(self.shape.attention) == 2
+
+    @property
+    def _own_copies(self) -> bool:
+        """Adapters do not read the very tensor their neighbours read, but a converted or dropped copy."""
+        return isinstance(self.method, Lora) and (self.bf16 or self.method.dropout > 0)
+
+    def _inputs(self, group: Sequence[Linear]) -> int:
+        reading = list(group) if self.full else [linear for linear in group if linear in self.adapted]
+        if not reading:
+            return 0
+        copies = len(reading) if self.bf16 or self._own_copies else 1
+        dropped = 4 * len(reading) if isinstance(self.method, Lora) and self.method.dropout > 0 else 0
+        return reading[0].inputs * (copies * self.number + dropped)
+
+    def between(self) -> int:
+        """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA."""
+        it = self.shape
+        middle = (3 if it.gated else 4) * it.inner * self.number
+        if not it.gated:
+            middle += 2 * it.hidden * self.number  # GPT-2 drops out after both blocks
+        if isinstance(self.method, Lora):
+            outputs = sum(linear.outputs for linear in self.adapted) if self.method.dora else 0
+            middle += self.number * (len(self.adapted) * self.method.rank + 2 * outputs)
+        return middle
+
+    def weights(self) -> int:
+        """Bytes whatever the batch: bf16 copies of fp32 weights under autocast; DoRA's identity matrices."""
+        if isinstance(self.method, Full):
+            return 2 * (self.shape.attention_parameters + self.shape.mlp_parameters) if self.bf16 else 0
+        rank = self.method.rank
+        copies = 2 * sum(rank * (it.inputs + it.outputs) for it in self.adapted) if self.bf16 else 0
+        dora = sum(self.number * it.inputs * (it.inputs + rank) for it in self.adapted) if self.method.dora else 0
+        return copies + dora
