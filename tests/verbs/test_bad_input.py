@@ -9,23 +9,25 @@ from pathlib import Path
 import pytest
 
 from tunesmith import cli
+from tunesmith.core import files
 from tunesmith.core.errors import CapacityError, DataError, ModelError, ServiceError, UsageError
 
 
 @pytest.fixture
 def typed(tmp_path, monkeypatch, capsys):
-    """`typed("train", ...)` -> (exit code, the line); asserts that it is one line and that no run is left."""
+    """`typed("train", ...)` -> (exit code, the line); asserts that it is one line and that nothing half is left."""
     monkeypatch.chdir(tmp_path)
 
     def call(*words: str) -> tuple[int, str]:
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        before = set(tmp_path.rglob("*"))
         code = cli.main([str(word) for word in words])
         printed = capsys.readouterr()
         said = [line for line in printed.err.splitlines() if line.strip()]
         assert "Traceback" not in printed.err
         assert len(said) == (1 if code else 0), printed.err
-        after = {path for path in tmp_path.rglob("*") if path.name != "runs"}
-        assert after <= set(before), f"left behind: {sorted(after - set(before))}"
+        left = {path for path in tmp_path.rglob("*") if path.is_file()} - before
+        assert {path.parent.name for path in left if path.name not in {"config.yaml", "events.jsonl"}} <= {"dataset"}
+        assert all(files.verify(path) is None for path in tmp_path.glob("runs/*/dataset"))  # whole, and of use
         return code, said[0] if said else ""
 
     return call

@@ -131,6 +131,20 @@ def test_perplexity_by_hand_and_the_base_of_an_adapter(tiny_model, adapter, rows
     assert made.base["perplexity"] != pytest.approx(made.tuned["perplexity"], rel=1e-3)
 
 
+def test_both_models_answer_through_the_engine_sampled_alike(tiny_model, adapter, rows, tmp_path):
+    answers = []
+    for number, seed in enumerate((5, 5, 6)):
+        made = tunesmith.evaluate(
+            model=str(adapter), data={"path": rows, "rows": 3}, metrics="bleu", seed=seed, out=tmp_path / f"run{number}",
+            engine={"kind": "transformers", "precision": "fp32", "threads": 1}, sampling={"max_tokens": 6, "temperature": 1.0},
+        )  # fmt: skip
+        written = [row for _, row in files.read_jsonl(made.answers)]
+        answers.append([(row["base"]["answer"], row["tuned"]["answer"]) for row in written])
+    assert answers[0] == answers[1] != answers[2]
+    assert all(base != tuned for base, tuned in answers[0])
+    assert files.read_json(made.evaluation / "evaluation.json")["tuned"]["engine"] == "transformers"
+
+
 def test_no_base_where_none_is_known_or_wanted(tiny_model, adapter, rows, tmp_path):
     plain = tunesmith.evaluate(model=str(tiny_model), data=rows, metrics="perplexity", out=tmp_path / "a")
     alone = tunesmith.evaluate(model=str(adapter), base=None, data=rows, metrics="perplexity", out=tmp_path / "b")

@@ -53,7 +53,10 @@ class MemoryPlan:
     logits_bytes: int
     overhead_bytes: int
     """Libraries, allocator and work space that no formula names."""
+    overlap_bytes: int
+    """Part of the sum that is never held at the same moment: gradients come as activations and logits go."""
     total_bytes: int
+    """The most that is held at one moment: all parts less the overlap."""
     available_bytes: int
     device: str
     fits: bool

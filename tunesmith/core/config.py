@@ -231,7 +231,7 @@ def describe_type(field: FieldInfo) -> str:
 
 
 def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError, where: str) -> UsageError:
-    first = error.errors()[0]
+    first = min(error.errors(), key=lambda found: found["type"] == "missing")  # a typo hides what it meant
     path, node = [], document
     for key in first["loc"]:
         if isinstance(node, dict) and key not in node and node.get("kind") == key:

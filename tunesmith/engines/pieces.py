@@ -22,10 +22,12 @@ class StopCutter:
         if self.stopped:
             return ""
         self._held += text
-        hits = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        hits = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if hits:
             self.stopped = True
-            return self._give(min(hits))
+            return self._give(
+                min(hits)[1]
+            )  # the one that is whole first, so that the cut does not depend on the pieces
         return self._give(len(self._held) - max((self._overlap(stop) for stop in self._stops), default=0))
 
     def rest(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hardware
@@ -120,6 +121,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
     if known.get("pad_token_id") is None:
         known["pad_token_id"] = tokenizer.pad_token_id
     model.generation_config = GenerationConfig.from_dict(known)
+    tokenizer = deepcopy(tokenizer)
     use_trained_end(tokenizer)
     try:
         model.to(dtype).save_pretrained(folder)

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from tunesmith.exporting.gguf import Facts
 
-_MARKS = ("Q7ONEQ7", "Q7TWOQ7", "Q7THREEQ7", "Q7FOURQ7", "Q7FIVEQ7")
-_SYSTEM = "Q7SYSTEMQ7"
+_MARKS = ("q7OneQ7", "q7TwoQ7", "q7ThreeQ7", "q7FourQ7", "q7FiveQ7")
+_SYSTEM = "q7SystemQ7"
 
 
 @dataclass(frozen=True, slots=True)

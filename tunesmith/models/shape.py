@@ -193,7 +193,7 @@ def _llama_like(kind: str, config: Mapping[str, Any], where: str) -> Shape:
         tied=bool(config.get("tie_word_embeddings", family.tied)), gated=True, norms=family.norms,
         head_norms=family.head_norms, norm_bias=False, attention_dropout=config.get("attention_dropout") or 0.0,
         softcap=bool(config.get("attn_logit_softcapping", 50.0 if kind == "gemma2" else None)), prefix="model.layers",
-        attention=tuple(Linear(f"self_attn.{name}", *sizes) for name, *sizes in attention),
+        attention=tuple(Linear(f"self_attn.{name}", inputs, outputs, has) for name, inputs, outputs, has in attention),
         mlp=tuple(Linear(f"mlp.{name}", inputs, outputs, mlp_bias) for name, inputs, outputs in mlp),
     )  # fmt: skip
 

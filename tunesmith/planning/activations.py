@@ -87,7 +87,9 @@ class _Layer:
             return 3 * query * self.number + 8 * it.heads * tokens
         if it.attention_dropout:  # softmax, mask, product, all in fp32
             return 3 * query * 4 + 12 * it.heads * tokens
-        if self.batch.padded:  # keys and values are repeated for all heads; each layer makes an additive mask of its own
+        if (
+            self.batch.padded
+        ):  # keys and values are repeated for all heads; each layer makes an additive mask of its own
             return self.number * (4 * query + tokens) + 4 * it.heads
         whole = query + key if self._fused else 0  # values are a part of the fused output and hold all of it
         return self.number * (2 * query + 2 * key + whole) + 4 * it.heads

@@ -71,7 +71,7 @@ class Serving:
         return (200 if word == "ready" else 503), {"status": word, **counts}
 
 
-def make_app(serving: Serving, *, key: str | None = None, local_only: bool = True) -> FastAPI:
+def make_app(serving: Serving, *, key: str | None = None, local_only: bool = True) -> Guard:
     """The application. Every route but health and the (empty) pages needs `key` where there is one.
 
     `local_only`: answer requests to a loopback Host only.
@@ -87,8 +87,7 @@ def make_app(serving: Serving, *, key: str | None = None, local_only: bool = Tru
     app.add_exception_handler(RequestValidationError, _on_invalid)
     app.add_exception_handler(HTTPException, _on_http)
     app.add_exception_handler(Exception, _on_bug)
-    app.add_middleware(Guard, limits=serving.limits, local_only=local_only)
-    return app
+    return Guard(app, serving.limits, local_only=local_only)
 
 
 def _add_api(router: APIRouter, serving: Serving) -> None:

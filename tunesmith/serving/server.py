@@ -18,9 +18,8 @@ from tunesmith.core.errors import ServiceError, UsageError
 if TYPE_CHECKING:
     from types import FrameType
 
-    from fastapi import FastAPI
-
     from tunesmith.serving.app import Serving
+    from tunesmith.serving.security import Guard
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -56,7 +55,7 @@ def address_of(listener: socket.socket) -> str:
 class Server(uvicorn.Server):
     """uvicorn that drains before it closes: the first signal ends it in order, the second at once."""
 
-    def __init__(self, app: FastAPI, serving: Serving, ready: Callable[[], object]) -> None:
+    def __init__(self, app: Guard, serving: Serving, ready: Callable[[], object]) -> None:
         super().__init__(
             uvicorn.Config(
                 app, log_config=None, access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=2
@@ -107,7 +106,7 @@ async def run(server: Server, serving: Serving, listener: socket.socket) -> None
 
 
 @contextmanager
-def in_background(make: Callable[[], tuple[FastAPI, Serving]], listener: socket.socket) -> Iterator[str]:
+def in_background(make: Callable[[], tuple[Guard, Serving]], listener: socket.socket) -> Iterator[str]:
     """A server in a thread of this process; yields its address once it answers, ends it on leaving.
 
     `make` is called in the thread. What it raises is raised here.

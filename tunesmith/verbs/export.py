@@ -9,7 +9,7 @@ from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import DataError, ModelError, ProofError
-from tunesmith.exporting.certificate import LARGEST, Proof, merged_answers, merged_logits
+from tunesmith.exporting.certificate import UNDECIDED, Proof, merged_answers, merged_logits
 from tunesmith.exporting.gguf import OutType
 from tunesmith.exporting.package import WEIGHTS
 from tunesmith.exporting.prompts import ProofConfig
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tunesmith.core.artifacts import Package
     from tunesmith.core.examples import Conversation
     from tunesmith.core.run import Run
-    from tunesmith.exporting.greedy import Compared
+    from tunesmith.exporting.greedy import Compared, Recorded
     from tunesmith.exporting.merge import Precision
     from tunesmith.exporting.package import Origin
     from tunesmith.models.load import Found
@@ -143,13 +143,13 @@ def _look(config: ExportConfig, run: Run) -> _Job:
     )  # fmt: skip
 
 
-def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[list[Compared], list[str], list[int]]:
+def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[list[Compared], list[Recorded], list[int]]:
     """Ask the model with its adapter, merge, save, load what was saved and compare. One model in memory at a time.
 
     Returns the comparisons, the greedy answers of the saved model, and its end tokens.
     """
     from tunesmith.exporting import merge
-    from tunesmith.exporting.greedy import compare, greedy, record
+    from tunesmith.exporting.greedy import compare, record
     from tunesmith.models.load import Found, load_model
 
     model = merge.load_exact(job.found)
@@ -163,18 +163,17 @@ def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[lis
     del model
     run.say(f"merged    {folder.name.partition('.tmp-')[0]}/{WEIGHTS} in {job.precision}")
     saved = load_model(Found(job.name, folder / WEIGHTS), "fp32").eval()
-    compared = [compare(saved, one, tie=2 * LARGEST) for one in recorded]
+    compared = [compare(saved, one, tie=UNDECIDED[job.precision]) for one in recorded]
     answers = [
-        one.answer_ids if seen.differs_at is None else greedy(saved, one.prompt_ids, ends, config.proof.tokens)
+        one if seen.differs_at is None else record(saved, one.prompt_ids, ends, config.proof.tokens)
         for one, seen in zip(recorded, compared, strict=True)
     ]
-    texts = [str(job.tokenizer.decode(ids, skip_special_tokens=True)) for ids in answers]
     kept = saved.generation_config.eos_token_id if saved.generation_config else None
-    return compared, texts, merge.as_list(kept)
+    return compared, answers, merge.as_list(kept)
 
 
 def _convert_and_ask(
-    config: ExportConfig, job: _Job, folder: Path, answers: list[str], ends: list[int], run: Run
+    config: ExportConfig, job: _Job, folder: Path, answers: list[Recorded], ends: list[int], run: Run
 ) -> list[Proof]:
     """Convert to GGUF, ask llama.cpp, write the Modelfile; the proofs on tokens, ends and answers."""
     from tunesmith.data.render import render_text
@@ -209,13 +208,13 @@ def _convert_and_ask(
     readers["llama.cpp"] = heard.read
     return [
         certificate.template_tokens(trained, readers, names),
-        certificate.gguf_answers(answers, job.prompts, heard, config.proof.agreement),
+        certificate.gguf_answers(answers, heard, job.tokenizer, weights=config.gguf, agreement=config.proof.agreement),
         certificate.end_tokens(end, ends, heard.facts, job.tokenizer),
         write_modelfile(job.tokenizer, folder, path.name, heard.facts),
     ]
 
 
-def _write_papers(config: ExportConfig, job: _Job, folder: Path, proofs: list[Proof], answers: list[str]) -> None:
+def _write_papers(config: ExportConfig, job: _Job, folder: Path, proofs: list[Proof], answers: list[Recorded]) -> None:
     """certificate.json, package.json and the model card."""
     from tunesmith.core import files
     from tunesmith.data.render import template_fingerprint
@@ -235,9 +234,10 @@ def _write_papers(config: ExportConfig, job: _Job, folder: Path, proofs: list[Pr
         "end_token": job.tokenizer.convert_ids_to_tokens(end) if end is not None else None,
         "proofs": verdicts, "versions": versions(),
     }  # fmt: skip
+    texts = [job.tokenizer.decode(answer.answer_ids, skip_special_tokens=True) for answer in answers]
     asked = [
-        {"source": row.source, "question": question(row)[-1].content, "answer": answer}
-        for row, answer in zip(job.rows, answers, strict=True)
+        {"source": row.source, "question": question(row)[-1].content, "answer": text}
+        for row, text in zip(job.rows, texts, strict=True)
     ]
     files.write_json(folder / CERTIFICATE, {
         "package": job.name, "passed": False not in verdicts.values(), "asked": job.rows_from,

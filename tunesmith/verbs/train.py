@@ -133,7 +133,9 @@ def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
     return dataset
 
 
-def _plan(config: TrainConfig, found: Found, dataset: Dataset, precision: str, run: Run) -> MemoryPlan:
+def _plan(
+    config: TrainConfig, found: Found, dataset: Dataset, precision: Literal["fp32", "bf16"], run: Run
+) -> MemoryPlan:
     """Print the memory plan; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.core.hardware import probe
     from tunesmith.models.shape import read_shape
@@ -142,6 +144,7 @@ def _plan(config: TrainConfig, found: Found, dataset: Dataset, precision: str, r
 
     wish = Wish(
         model=config.model, method=config.method, precision=precision, rows=config.batch.rows, tokens=dataset.longest,
+        labelled=largest_labelled(dataset, config.batch.rows), accumulate=config.batch.accumulate,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
     )  # fmt: skip
@@ -157,6 +160,18 @@ def _plan(config: TrainConfig, found: Found, dataset: Dataset, precision: str, r
     if not plan.fits:
         run.warn("the plan does not fit this machine; trying all the same, as the config says")
     return plan
+
+
+def largest_labelled(dataset: Dataset, rows_at_once: int) -> int:
+    """Positions of the batch of the longest rows whose logits are computed: rows x columns in which any row has a label."""
+    from tunesmith.core.examples import IGNORED
+    from tunesmith.data.batch import collate
+    from tunesmith.data.dataset import Rows
+
+    rows = Rows(dataset.dataset, "train")
+    longest = sorted(range(len(rows)), key=lambda number: rows.lengths[number])[-rows_at_once:]
+    labels = collate(rows, longest, pad_token=0)["labels"]
+    return len(longest) * int((labels != IGNORED).any(dim=0).sum())
 
 
 def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:

@@ -4,15 +4,13 @@ const WORDS = {
   en: {
     fresh: "New conversation", hint: "Ask something. Enter sends, Shift+Enter begins a new line.",
     touchHint: "Ask something.", key: "API key", use: "Use", question: "Your question", send: "Send", stop: "Stop",
-    you: "You", stopped: "Stopped.", cut: "The answer reached its longest length.", lost: "No connection to the server.",
-    needKey: "This server needs an API key.", failed: "The server could not answer.",
+    stopped: "Stopped.", cut: "The answer reached its longest length.", lost: "No connection to the server.", failed: "The server could not answer.",
     routes: "What this server answers", schema: "The full description is at ",
   },
   zh: {
     fresh: "新对话", hint: "请输入问题。按 Enter 发送，Shift+Enter 换行。",
     touchHint: "请输入问题。", key: "API 密钥", use: "使用", question: "您的问题", send: "发送", stop: "停止",
-    you: "您", stopped: "已停止。", cut: "回答已达到最大长度。", lost: "无法连接服务器。",
-    needKey: "此服务器需要 API 密钥。", failed: "服务器无法回答。",
+    stopped: "已停止。", cut: "回答已达到最大长度。", lost: "无法连接服务器。", failed: "服务器无法回答。",
     routes: "本服务器的接口", schema: "完整说明见 ",
   },
 };

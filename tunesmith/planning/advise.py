@@ -1,0 +1,67 @@
+"""The smallest change that makes a plan fit, as the options to type. Knows no formula: it asks whether a wish fits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from tunesmith.models.methods.lora import Lora
+
+if TYPE_CHECKING:
+    from tunesmith.planning.memory import Wish
+
+SHORTEST = 64
+"""Tokens: a row cut shorter than this teaches little."""
+
+
+def advise(wish: Wish, fits: Callable[[Wish], bool]) -> str:
+    """The first change that fits, in the order of how little it changes the result; empty when none does.
+
+    Recompute activations (same result), smaller batches with more accumulation (same gradient), bf16, LoRA instead of
+    full tuning, shorter rows. Each one keeps those before it.
+    """
+    return next((" ".join(typed) for changed, typed in _changes(wish) if fits(changed)), "")
+
+
+def _changes(wish: Wish) -> Iterator[tuple[Wish, list[str]]]:
+    """Wishes with the options that make them, from the least change on."""
+    typed: list[str] = []
+    if wish.checkpointing is not True:
+        wish = replace(wish, checkpointing=True)
+        typed = ["--memory.checkpointing on"]
+        yield wish, typed
+    for smaller in _smaller_batches(wish):
+        yield smaller, [*typed, _batch(smaller)]
+    smallest = _one_row(wish)
+    if smallest is not wish:
+        typed = [*typed, _batch(smallest)]
+    wish = smallest
+    if wish.precision == "fp32":
+        wish, typed = replace(wish, precision="bf16"), [*typed, "--precision bf16"]
+        yield wish, typed
+    if wish.method.kind == "full":
+        wish, typed = replace(wish, method=Lora()), [*typed, "--method.kind lora"]
+        yield wish, typed
+    while wish.tokens // 2 >= SHORTEST:
+        shorter = wish.tokens // 2
+        labelled = wish.labelled and min(wish.labelled, shorter * wish.rows)
+        wish = replace(wish, tokens=shorter, labelled=labelled)
+        yield wish, [*typed, f"--cutoff {shorter}"]
+
+
+def _smaller_batches(wish: Wish) -> Iterator[Wish]:
+    """The same rows a step in more batches: only divisors, so that the gradient stays the same."""
+    for rows in range(wish.rows - 1, 0, -1):
+        if wish.rows % rows == 0:
+            labelled = wish.labelled and -(-wish.labelled * rows // wish.rows)
+            yield replace(wish, rows=rows, accumulate=wish.accumulate * wish.rows // rows, labelled=labelled)
+
+
+def _one_row(wish: Wish) -> Wish:
+    smaller = list(_smaller_batches(wish))
+    return smaller[-1] if smaller else wish
+
+
+def _batch(wish: Wish) -> str:
+    return f"--batch.rows {wish.rows} --batch.accumulate {wish.accumulate}"

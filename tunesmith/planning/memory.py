@@ -1,0 +1,139 @@
+"""Bytes of a training run by part, before anything is loaded. Knows shapes and methods, neither weights nor data.
+
+A trained parameter costs 16 bytes: fp32 weight 4, gradient 4, Adam's two moments 8. The ZeRO paper (arXiv 1910.02054,
+section 3.1) has the same 16 for mixed precision with K = 12; here autocast makes the half-precision copies, which are
+counted with the activations because the backward pass holds them. Activations: see activations.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from tunesmith.core.artifacts import MemoryPlan
+from tunesmith.core.hardware import Machine
+from tunesmith.models.methods.full import Full
+from tunesmith.models.methods.lora import Lora
+from tunesmith.models.shape import Shape, adapter_parameters
+from tunesmith.planning.activations import Batch, boundary_bytes, layer_bytes
+from tunesmith.planning.advise import advise
+
+LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
+"""RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
+context and the allocator's slack, not measured."""
+SCATTER = 0.0
+"""What glibc's allocator holds beyond what lives, as a share of the activations, measured: freed pieces do not fit the
+next ones (glibc bug 14581). PyTorch's CUDA allocator is counted in LIBRARIES_BYTES."""
+LOSS_BYTES = 12
+"""A logit at the loss: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """A training run to be planned."""
+
+    model: str
+    method: Full | Lora
+    precision: Literal["fp32", "bf16"]
+    rows: int
+    """Rows that go through the model together."""
+    tokens: int
+    """Tokens of the longest row."""
+    labelled: int | None = None
+    """Positions of the largest batch whose logits are computed (rows x columns with a label); None means all."""
+    accumulate: int = 1
+    """Batches whose gradients are added up; from 2 on gradients live through the forward pass too."""
+    checkpointing: bool | Literal["auto"] = "auto"
+    """Recompute activations; auto only where it does not fit without."""
+    limit_bytes: int | None = None
+    """Memory the run may take; None means what the machine has free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Bytes by part, each at its own highest; `overlap_bytes` is what is never held at the same time."""
+
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    activations_bytes: int
+    logits_bytes: int
+    overhead_bytes: int
+    overlap_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The most that is held at one moment."""
+        held = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
+        return held + self.activations_bytes + self.logits_bytes + self.overhead_bytes - self.overlap_bytes
+
+
+def trained_parameters(shape: Shape, method: Full | Lora) -> int:
+    """Parameters that get a gradient. Raises UsageError when the method targets a layer that is not there."""
+    if isinstance(method, Full):
+        return shape.parameters
+    return adapter_parameters(shape, method.rank, method.targets, dora=method.dora)
+
+
+def weights_bytes(shape: Shape, method: Full | Lora, precision: str) -> int:
+    """Bytes of all weights: trained ones in fp32, frozen ones in the precision of the run."""
+    if isinstance(method, Full):
+        return 4 * shape.parameters
+    return (2 if precision == "bf16" else 4) * shape.parameters + 4 * trained_parameters(shape, method)
+
+
+def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
+    """Bytes by part of one wish; `auto` counts as no checkpointing. Raises UsageError as `trained_parameters` does."""
+    trained, bf16 = trained_parameters(shape, wish.method), wish.precision == "bf16"
+    batch = Batch(wish.rows, wish.tokens, padded=wish.rows > 1)
+    layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
+    boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
+    kept = (boundary if wish.checkpointing is True else layer) * shape.layers + 2 * boundary
+    activations = kept + (layer if wish.checkpointing is True else 0)
+    positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
+    logits = LOSS_BYTES * positions * shape.vocabulary
+    gradients = 4 * trained
+    doubled = 4 * shape.vocabulary * shape.hidden if wish.method.kind == "full" and shape.tied else 0
+    before = gradients if wish.accumulate > 1 else 0
+    head = 4 * shape.vocabulary * shape.hidden if wish.method.kind == "full" else 0
+    peak = max(
+        before + kept + logits,  # the loss, before any layer has its gradient
+        max(before, head) + activations,  # the last layer's backward pass
+        gradients + doubled,  # the end of it: a tied matrix gets its gradient from both sides
+    )
+    work = 3 * (2 if bf16 else 4) * shape.inner * wish.rows * wish.tokens  # gradients inside one layer
+    scatter = round(SCATTER * (activations + work)) if device == "cpu" else 0
+    return Parts(
+        weights_bytes=weights_bytes(shape, wish.method, wish.precision), gradients_bytes=gradients,
+        optimizer_bytes=8 * trained, activations_bytes=activations, logits_bytes=logits,
+        overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
+        overlap_bytes=gradients + activations + logits + doubled - peak,
+    )  # fmt: skip
+
+
+def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
+    """Bytes by part at the largest batch, whether they fit `machine`, and if not the smallest change that makes them fit.
+
+    `available_bytes` is the limit of the wish or, without one, what the machine has free.
+    Raises UsageError when the method targets a linear layer that the model does not have.
+    """
+    available = wish.limit_bytes or machine.training_bytes
+
+    def total(asked: Wish) -> int:
+        return predict(shape, asked, machine.device).total_bytes
+
+    chosen = wish
+    if wish.checkpointing == "auto":
+        plain = replace(wish, checkpointing=False)
+        chosen = plain if total(plain) <= available else replace(wish, checkpointing=True)
+    parts = predict(shape, chosen, machine.device)
+    fits = parts.total_bytes <= available
+    return MemoryPlan(
+        model=wish.model, method=wish.method.kind, precision=wish.precision, parameters=shape.parameters,
+        trainable_parameters=trained_parameters(shape, wish.method), weights_bytes=parts.weights_bytes,
+        gradients_bytes=parts.gradients_bytes, optimizer_bytes=parts.optimizer_bytes,
+        activations_bytes=parts.activations_bytes, logits_bytes=parts.logits_bytes,
+        overhead_bytes=parts.overhead_bytes, overlap_bytes=parts.overlap_bytes, total_bytes=parts.total_bytes,
+        available_bytes=available, device=machine.device, fits=fits, checkpointing=chosen.checkpointing is True,
+        advice="" if fits else advise(chosen, lambda changed: total(changed) <= available), seconds_per_epoch=None,
+    )  # fmt: skip

@@ -1,0 +1,222 @@
+"""Say from config.json alone what a training run needs, whether it fits, and what to change."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field
+
+from tunesmith.core.config import Config
+from tunesmith.data.batch import BatchConfig
+from tunesmith.data.source import Source
+from tunesmith.models.methods import Full, Lora, Method
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import MemoryPlan
+    from tunesmith.core.hardware import Machine
+    from tunesmith.core.run import Run
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models.shape import Shape
+    from tunesmith.planning.memory import Wish
+
+SUBJECT = "model"
+
+
+class LimitConfig(Config):
+    """What the run may take."""
+
+    checkpointing: Literal["auto", "on", "off"] = "auto"
+    """Recompute activations in the backward pass: less memory, more time. auto does it only where it is needed to fit."""
+    limit_bytes: Annotated[int, Field(ge=1)] | None = None
+    """Memory the run may take; null means what is free now."""
+
+
+class PlanConfig(Config):
+    """A training run to be planned; options as in train."""
+
+    model: str
+    """The base model: embedded, a folder or config.json (weights are not needed), hf:ID or ms:ID."""
+    dataset: Source | None = None
+    """A prepared Dataset folder, or rows: their longest batch is planned and the time of an epoch is measured."""
+    cutoff: Annotated[int, Field(ge=8)] = 1024
+    """Longest row in tokens; where no dataset is given, the length that is planned."""
+    method: Method = Lora()
+    """How weights may change."""
+    batch: BatchConfig = BatchConfig()
+    """Rows a step, in each process."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic: auto takes bf16 where the processor has it."""
+    memory: LimitConfig = LimitConfig()
+    """Memory."""
+    calibration_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """Train on a few batches for about this long to measure the time of an epoch (needs dataset and weights); 0 does not."""
+    seed: int = 42
+    """Decides the order of rows, and with it which rows make a batch."""
+
+
+def preview(config: PlanConfig) -> str:
+    """What would happen, in words."""
+    rows = f"the rows of {', '.join(config.dataset.path)}" if config.dataset else f"rows of {config.cutoff} tokens"
+    return (
+        f"plan {config.method.kind} training of {config.model} on {rows}, {config.batch.rows} x "
+        f"{config.batch.accumulate} a step, precision {config.precision}"
+    )
+
+
+def run(config: PlanConfig, run: Run) -> MemoryPlan:
+    """Plan, print, compare. Raises ModelError for a model whose parts are not known, DataError for unusable rows."""
+    from tunesmith.core.hardware import probe
+    from tunesmith.models.shape import read_shape
+    from tunesmith.planning.memory import plan_memory
+    from tunesmith.planning.table import compare_lines, plan_lines
+
+    machine, source = probe(), _config_of(config.model)
+    shape = read_shape(source)
+    folder = _dataset(config, source, run) if config.dataset else None
+    wish = _wish(config, machine, folder)
+    plan = plan_memory(shape, wish, machine)
+    if folder and plan.fits:
+        plan = replace(plan, seconds_per_epoch=_measure(config, source, folder, plan, run))
+    for line in plan_lines(plan):
+        run.say(line)
+    run.say("side by side")
+    for line in compare_lines(_alternatives(shape, wish, machine)):
+        run.say(line)
+    return plan
+
+
+def _config_of(model: str) -> Path:
+    """The folder or file with config.json; from a hub only config.json is fetched."""
+    from tunesmith.core import hub
+    from tunesmith.models.load import find
+
+    path = Path(model)
+    if path.is_file() and path.suffix == ".json":
+        return path
+    if path.is_dir() and (path / "config.json").is_file():
+        return path
+    if model == hub.EMBEDDED or path.exists():
+        return find(model).base
+    return hub.locate(model, only_config=True)
+
+
+def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
+    """The prepared Dataset, or raw rows prepared into `<run>/dataset`."""
+    from tunesmith.core.errors import ModelError
+    from tunesmith.data.dataset import dataset_folder, open_dataset
+
+    assert config.dataset
+    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
+    if folder:
+        return open_dataset(folder).dataset
+    if not source.is_dir() or not any(source.glob("tokenizer*")):
+        raise ModelError(
+            str(source), "has no tokenizer for these rows", do="Leave --dataset out, or give a whole model"
+        )
+    from tunesmith.data.prepare import Split, write_dataset
+    from tunesmith.models.load import Found, load_tokenizer
+
+    tokenizer, split = load_tokenizer(Found(config.model, source)), Split(0.1, config.seed)
+    return write_dataset(
+        config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
+    ).dataset
+
+
+def _wish(config: PlanConfig, machine: Machine, folder: Path | None) -> Wish:
+    from tunesmith.planning.memory import Wish
+
+    tokens, labelled = config.cutoff, None
+    if folder:
+        from tunesmith.data.dataset import Rows
+
+        tokens, labelled = largest_batch(Rows(folder, "train"), config.batch, config.seed)
+    auto = "bf16" if machine.native_bf16 else "fp32"
+    return Wish(
+        model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
+        rows=config.batch.rows, tokens=tokens, labelled=labelled, accumulate=config.batch.accumulate,
+        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
+        limit_bytes=config.memory.limit_bytes,
+    )  # fmt: skip
+
+
+def largest_batch(rows: Rows, batch: BatchConfig, seed: int, epochs: int = 3) -> tuple[int, int]:
+    """(longest row in tokens, most positions whose logits one batch computes) over the batches of the first epochs."""
+    import numpy as np
+
+    from tunesmith.data.batch import order_steps
+
+    positions = 0
+    for epoch in range(epochs):
+        for numbers in (numbers for step in order_steps(rows.lengths, batch, seed, epoch) for numbers in step):
+            columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
+            for number in numbers:
+                columns[: rows.lengths[number]] |= rows[number].trained
+            positions = max(positions, int(columns[1:].sum()) * len(numbers))
+    return max(rows.lengths), positions
+
+
+def _alternatives(shape: Shape, wish: Wish, machine: Machine) -> list[MemoryPlan]:
+    """Both methods in both precisions, the wished method with its own options."""
+    from tunesmith.planning.memory import plan_memory
+
+    lora = wish.method if wish.method.kind == "lora" else Lora()
+    return [
+        plan_memory(shape, replace(wish, method=method, precision=precision), machine)
+        for method in (lora, Full())
+        for precision in ("fp32", "bf16")
+    ]
+
+
+def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, run: Run) -> float | None:
+    """Seconds of an epoch from a few real steps; None without weights or when calibration is off."""
+    from tunesmith.data.batch import order_steps
+    from tunesmith.data.dataset import Rows
+    from tunesmith.planning.time import seconds_per_epoch
+
+    if not config.calibration_seconds:
+        return None
+    if not source.is_dir() or not any(source.glob("*.safetensors")):
+        run.say("no weights here: the time of an epoch is not measured")
+        return None
+    rows = Rows(folder, "train")
+    steps = order_steps(rows.lengths, config.batch, config.seed, 0)
+    tokens = [sum(len(batch) * max(rows.lengths[n] for n in batch) for batch in step) for step in steps]
+    run.say(f"measuring a few of {len(steps)} steps for about {config.calibration_seconds:g} s")
+    make = _stepper(config, source, rows, steps, plan)
+    return seconds_per_epoch(make, tokens, config.calibration_seconds)
+
+
+def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list[int]]], plan: MemoryPlan) -> Any:
+    """step number -> seconds of that training step on the real model, which is thrown away afterwards."""
+    import time
+
+    import torch
+
+    from tunesmith.data.batch import collate
+    from tunesmith.models.head import label_losses
+    from tunesmith.models.load import Found, load_model
+    from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
+
+    bf16, device = plan.precision == "bf16", torch.device(plan.device)
+    weights = load_model(Found(config.model, source), "bf16" if bf16 and plan.method != "full" else "fp32")
+    model = config.method.put(weights).to(device).train()
+    if plan.checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    optimizer = make_optimizer(model.parameters(), OptimizerConfig())
+
+    def step(number: int) -> float:
+        started = time.perf_counter()
+        for batch in steps[number]:
+            tensors = {name: value.to(device) for name, value in collate(rows, batch, 0).items()}
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                loss = label_losses(model, tensors).mean()
+            loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    return step
