@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,6 +108,7 @@ def _perform(verb: str, typed: Words) -> int:
     if "dry-run" in typed.flags:
         print(module.preview(config))
         return 0
+    warnings.simplefilter("ignore", FutureWarning)  # libraries speaking to us, not to the person who typed
     as_json = "json" in typed.flags
     _, folder = verbs.perform(
         verb, config, typed.out, resume=resume, quiet="quiet" in typed.flags, screen_is_stderr=as_json

@@ -97,3 +97,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapter(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A LoRA adapter on it."""
     return put_adapter(base, tmp_path_factory.mktemp("adapters") / "lora")
+
+
+@pytest.fixture(scope="session")
+def real_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer model with the embedded model's tokenizer, which llama.cpp's converter knows."""
+    from tunesmith.models.load import find, load_tokenizer
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tokenizer = load_tokenizer(find("embedded"))
+    make_model(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def package(real_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """An adapter on it, exported by the verb as a person does: the artifact and the run folder."""
+    from tunesmith import verbs
+    from tunesmith.core.config import load
+    from tunesmith.verbs.export import ExportConfig
+
+    folder = tmp_path_factory.mktemp("exports")
+    adapter = put_adapter(real_base, folder / "adapter")
+    config = load(ExportConfig, {"model": str(adapter), "name": "tiny", "proof": {"prompts": 4, "tokens": 12}})
+    return verbs.perform("export", config, folder / "run", quiet=True)

@@ -50,7 +50,7 @@ def run_go(template: str, messages) -> str:
     out, open_blocks = [], []
     for literal, action in re.findall(r'\{\{ ?("(?:[^"\\]|\\.)*") ?\}\}|\{\{ ?(.*?) ?\}\}', text):
         if literal:
-            out.append("{{ %s }}" % json.dumps(json.loads(literal)))
+            out.append("{{ " + json.dumps(json.loads(literal)) + " }}")
         elif action == "end":
             out.append("{% end" + open_blocks.pop() + " %}")
         else:

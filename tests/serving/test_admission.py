@@ -45,7 +45,7 @@ def test_a_request_for_more_answers_than_places_takes_all_of_them():
     run_async(run())
 
 
-@pytest.mark.parametrize("moment", ["waiting", "turn has come"])
+@pytest.mark.parametrize("moment", ["waiting", "turn has come", "turn comes while it is cancelled"])
 def test_cancelling_in_the_queue_loses_no_place(moment):
     async def run() -> None:
         admission = Admission(Limits(), 1)
@@ -62,6 +62,9 @@ def test_cancelling_in_the_queue_loses_no_place(moment):
         if moment == "turn has come":
             await held.__aexit__(None, None, None)  # wakes the first, which is cancelled before it runs
             first.cancel()
+        elif moment == "turn comes while it is cancelled":
+            first.cancel()
+            await held.__aexit__(None, None, None)
         else:
             first.cancel()
             await settle()

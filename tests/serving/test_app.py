@@ -204,7 +204,7 @@ def test_what_is_not_supported_is_refused_and_named(echo, wish, param):
 
 def test_numbers_that_are_none(echo):
     for value in ("NaN", "Infinity", "1e999"):
-        body = '{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": %s}' % value
+        body = '{"model": "tiny", "messages": [{"role": "user", "content": "x"}], "temperature": ' + value + "}"
         response = httpx2.post(
             f"{echo.address}/v1/chat/completions",
             content=body,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.data.render import render_text, token_ids
 from tunesmith.engines.contract import Reply, Request, Sampling, complete
 from tunesmith.exporting.gguf import Facts, read_facts
-from tunesmith.exporting.merge import trained_end
+from tunesmith.exporting.greedy import unlike
 from tunesmith.models.load import Found
 
 if TYPE_CHECKING:
@@ -166,8 +166,8 @@ def gguf_answers(
     An answer agrees when it is equal, or first differs where the merged model prefers its own token by no more than
     UNDECIDED nats. Fails also when llama.cpp was fed a prompt of another length than training's (a second bos).
     """
-    found = [_unlike(one, reply, tokenizer) for one, reply in zip(merged, heard.replies, strict=True)]
-    differing = [{"question": number, **one} for number, one in enumerate(found) if one]
+    found = [unlike(one, reply.text, reply.finish, tokenizer) for one, reply in zip(merged, heard.replies, strict=True)]
+    differing = [{"question": number, **asdict(one)} for number, one in enumerate(found) if one]
     decided = [one for one in differing if one["lead_nats"] > UNDECIDED[weights]]
     lengths = [[len(one.prompt_ids), reply.prompt_tokens] for one, reply in zip(merged, heard.replies, strict=True)]
     wrong = [pair for pair in lengths if pair[0] != pair[1]]
@@ -183,21 +183,6 @@ def gguf_answers(
         "equal": asked - len(differing), "agree": asked - len(decided), "asked": asked, "share_needed": agreement,
         "undecided_nats": UNDECIDED[weights], "differing": differing, "prompt_tokens_differ": wrong,
     })  # fmt: skip
-
-
-def _unlike(merged: Recorded, reply: Reply, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any] | None:
-    """Where an answer of llama.cpp leaves that of the merged model, and by how much the latter preferred its own token."""
-    ours, theirs = str(tokenizer.decode(merged.answer_ids, skip_special_tokens=True)), reply.text
-    if ours.strip() == theirs.strip():
-        return None
-    end = trained_end(tokenizer)
-    read = token_ids(tokenizer, theirs) + ([end] if reply.finish == "stop" and end is not None else [])
-    place = _common(merged.answer_ids, read)
-    lead = 0.0  # one of them was cut off at the length limit, and they are equal up to there
-    if place < min(len(merged.answer_ids), len(read)):
-        logits = merged.logits[place]
-        lead = float(logits[merged.answer_ids[place]] - logits[read[place]])
-    return {"token": place, "lead_nats": round(lead, 4), "merged": ours, "gguf": theirs}
 
 
 def end_tokens(

@@ -54,7 +54,7 @@ def convert(model: Path, target: Path, outtype: OutType, *, name: str, log: Path
     if done.returncode == 0 and target.is_file():
         return
     reason = _last_words(log)
-    if "Errno 28" in reason or "No space left" in reason:
+    if any(said in reason for said in ("Errno 28", "Errno 27", "Errno 122", "requested and")):  # the last is NumPy's
         raise CapacityError(str(target), "cannot be written: disk full", do="Free some space and start again")
     raise ModelError(f"gguf {outtype}", f"llama.cpp's converter failed: {reason}", do=f"All it said is in {log}")
 

@@ -120,11 +120,11 @@ class Admission:
             async with asyncio.timeout(self._limits.waiting_seconds):
                 await waiter.turn
         except BaseException as error:
-            if waiter.turn.done() and not waiter.turn.cancelled():
-                self._free(weight)  # the turn came in the same moment
-            else:
+            if waiter in self._queue:
                 self._queue.remove(waiter)
                 self._next()
+            else:
+                self._free(weight)  # the turn came in the same moment
             if isinstance(error, TimeoutError):
                 raise Busy("had no time for this request", self._retry_seconds()) from None
             raise
@@ -141,7 +141,8 @@ class Admission:
         while self._queue and self.running + self._queue[0].weight <= self.places:
             waiter = self._queue.popleft()
             self._take(waiter.weight)
-            waiter.turn.set_result(None)
+            if not waiter.turn.done():  # else it is being cancelled, and gives the place back when it notices
+                waiter.turn.set_result(None)
         if not self.running and not self._queue:
             self.empty.set()
 

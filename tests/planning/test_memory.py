@@ -1,0 +1,177 @@
+"""Plans against sums by hand, and how the parts answer to the wish."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tunesmith.core.artifacts import MemoryPlan
+from tunesmith.core.errors import UsageError
+from tunesmith.core.hardware import Machine
+from tunesmith.models.methods.full import Full
+from tunesmith.models.methods.lora import Lora
+from tunesmith.models.shape import read_shape
+from tunesmith.planning.advise import advise
+from tunesmith.planning.memory import LIBRARIES_BYTES, Parts, Wish, plan_memory, predict
+from tunesmith.planning.table import compare_lines, duration, gib, plan_lines
+
+GIB = 2**30
+MACHINE = Machine(cores=2, memory_bytes=16 * GIB, available_bytes=12 * GIB)
+SHAPE = read_shape({
+    "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
+    "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True,
+})  # fmt: skip
+P = 134_515_008
+WISH = Wish(model="small", method=Full(), precision="fp32", rows=4, tokens=256, labelled=512, checkpointing=False)
+
+
+def test_full_tuning_in_fp32_by_hand():
+    parts = predict(SHAPE, WISH)
+    assert parts.weights_bytes == 4 * P
+    assert parts.gradients_bytes == 4 * P
+    assert parts.optimizer_bytes == 8 * P
+    assert parts.logits_bytes == 12 * 512 * 49152
+    # numbers a token and layer: norms 4 h + 2, inputs 2 h + i, middle 3 i, attention of padded rows 4 q + 9 + T
+    layer = 4 * 4 * 256 * (4 * 576 + 2 + 2 * 576 + 1536 + 3 * 1536 + 4 * 576 + 9 + 256)
+    assert parts.activations_bytes == 30 * layer + 2 * 4 * 256 * 576 * 4
+
+
+def test_sixteen_bytes_a_trained_parameter_in_both_precisions():
+    for precision in ("fp32", "bf16"):
+        parts = predict(SHAPE, replace(WISH, precision=precision))
+        assert parts.weights_bytes + parts.gradients_bytes + parts.optimizer_bytes == 16 * P
+
+
+def test_lora_freezes_the_base():
+    adapters = 4_884_480
+    for precision, each in (("fp32", 4), ("bf16", 2)):
+        parts = predict(SHAPE, replace(WISH, method=Lora(), precision=precision))
+        assert parts.weights_bytes == each * P + 4 * adapters
+        assert parts.gradients_bytes + parts.optimizer_bytes == 12 * adapters
+
+
+def test_the_parts_are_never_all_held_at_once():
+    parts = predict(SHAPE, WISH)
+    assert 0 < parts.overlap_bytes < parts.gradients_bytes + parts.activations_bytes + parts.logits_bytes
+    held = (parts.weights_bytes, parts.gradients_bytes, parts.optimizer_bytes, parts.activations_bytes)
+    assert parts.total_bytes == sum(held) + parts.logits_bytes + parts.overhead_bytes - parts.overlap_bytes
+
+
+def test_accumulated_gradients_live_through_the_forward_pass():
+    once, often = predict(SHAPE, WISH), predict(SHAPE, replace(WISH, accumulate=2))
+    assert often.total_bytes - once.total_bytes == once.gradients_bytes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 8}, {"tokens": 512}, {"labelled": 1024}, {"accumulate": 4}, {"method": Lora(), "precision": "fp32", "rows": 64}],
+)  # fmt: skip
+def test_more_takes_more(change):
+    assert predict(SHAPE, replace(WISH, **change)).total_bytes > predict(SHAPE, WISH).total_bytes
+
+
+@pytest.mark.parametrize("change", [{"checkpointing": True}, {"method": Lora()}])
+def test_less_takes_less(change):
+    assert predict(SHAPE, replace(WISH, **change)).total_bytes < predict(SHAPE, WISH).total_bytes
+
+
+def test_without_labels_all_positions_count():
+    assert predict(SHAPE, replace(WISH, labelled=None)) == predict(SHAPE, replace(WISH, labelled=4 * 256))
+
+
+def test_auto_recomputes_only_where_it_must():
+    wish = replace(WISH, checkpointing="auto")
+    plain, recomputed = (predict(SHAPE, replace(WISH, checkpointing=it)).total_bytes for it in (False, True))
+    assert not plan_memory(SHAPE, replace(wish, limit_bytes=plain), MACHINE).checkpointing
+    tight = plan_memory(SHAPE, replace(wish, limit_bytes=plain - 1), MACHINE)
+    assert tight.checkpointing
+    assert tight.fits
+    assert tight.total_bytes == recomputed
+    assert not tight.advice
+
+
+def test_the_limit_is_what_is_free_or_what_is_wished():
+    assert plan_memory(SHAPE, WISH, MACHINE).available_bytes == 12 * GIB
+    assert plan_memory(SHAPE, replace(WISH, limit_bytes=5), MACHINE).available_bytes == 5
+    gpu = replace(MACHINE, gpu_name="any", gpu_memory_bytes=24 * GIB, gpu_available_bytes=20 * GIB)
+    assert plan_memory(SHAPE, WISH, gpu).available_bytes == 20 * GIB
+    assert plan_memory(SHAPE, WISH, gpu).device == "cuda"
+
+
+def test_unknown_targets_are_refused():
+    with pytest.raises(UsageError, match="qproj"):
+        plan_memory(SHAPE, replace(WISH, method=Lora(targets=("qproj",))), MACHINE)
+
+
+def _needs(wish: Wish) -> int:
+    return predict(SHAPE, wish).total_bytes
+
+
+CHECKPOINTED = replace(WISH, checkpointing=True)
+SMALLER = replace(CHECKPOINTED, rows=2, accumulate=2, labelled=256)
+LADDER = [
+    (CHECKPOINTED, "--memory.checkpointing on"),
+    (replace(SMALLER, rows=1, accumulate=4, labelled=128, method=Lora(), precision="bf16"), "--method.kind lora"),
+]
+
+
+@pytest.mark.parametrize(("enough_for", "typed"), LADDER)
+def test_advice_is_the_first_change_that_fits(enough_for, typed):
+    plan = plan_memory(SHAPE, replace(WISH, limit_bytes=_needs(enough_for)), MACHINE)
+    assert not plan.fits
+    assert typed in plan.advice
+
+
+def test_advice_keeps_the_rows_of_a_step():
+    """A batch of 6 is only divided by what divides it, so that the gradient stays the same."""
+    asked = []
+
+    def fits(wish):
+        asked.append((wish.rows, wish.accumulate, wish.precision, wish.method.kind, wish.tokens))
+        return False
+
+    assert advise(replace(CHECKPOINTED, rows=6, accumulate=2, tokens=256), fits) == ""
+    assert asked[:3] == [(3, 4, "fp32", "full", 256), (2, 6, "fp32", "full", 256), (1, 12, "fp32", "full", 256)]
+    assert asked[3:] == [
+        (1, 12, "bf16", "full", 256), (1, 12, "bf16", "lora", 256), (1, 12, "bf16", "lora", 128), (1, 12, "bf16", "lora", 64),
+    ]  # fmt: skip
+
+
+def test_advice_is_true():
+    """Doing what is advised makes it fit."""
+    wish = replace(WISH, method=Lora(), rows=8, tokens=1024, labelled=None, limit_bytes=3 * GIB)
+    plan = plan_memory(SHAPE, wish, MACHINE)
+    assert plan.advice == "--memory.checkpointing on --batch.rows 2 --batch.accumulate 4"
+    assert plan_memory(SHAPE, replace(wish, checkpointing=True, rows=2, accumulate=4), MACHINE).fits
+    assert not plan_memory(SHAPE, replace(wish, checkpointing=True, rows=4, accumulate=2), MACHINE).fits
+
+
+def test_where_nothing_helps_nothing_is_advised():
+    plan = plan_memory(SHAPE, replace(WISH, limit_bytes=LIBRARIES_BYTES["cpu"]), MACHINE)
+    assert not plan.fits
+    assert plan.advice == ""
+    assert "nothing small makes it fit" in "\n".join(plan_lines(plan))
+
+
+def test_the_table_names_every_part():
+    plan = plan_memory(SHAPE, WISH, MACHINE)
+    text = "\n".join(plan_lines(replace(plan, seconds_per_epoch=200.0)))
+    for field in Parts.__slots__:
+        part = field.removesuffix("_bytes")
+        assert gib(getattr(plan, field)) in text
+        assert part in text or part == "overlap"
+    assert "fits 12.00 GiB on cpu" in text
+    assert "3 min 20 s" in text
+
+
+def test_side_by_side():
+    plans: list[MemoryPlan] = [plan_memory(SHAPE, replace(WISH, method=it), MACHINE) for it in (Lora(), Full())]
+    lora, full = compare_lines(plans)
+    assert lora.split()[:2] == ["lora", "fp32"]
+    assert full.count("█") == 30 > lora.count("█")
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(4.2, "4.2 s"), (61, "1 min 01 s"), (3600 * 5 + 420, "5 h 07 min")])
+def test_durations(seconds, said):
+    assert duration(seconds) == said
