@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -62,12 +63,8 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return {
-        "loading_bytes": loaded,
-        "measured_bytes": max(loaded, peak_memory_bytes()),
-        "steps_bytes": peak_memory_bytes(),
-        "threads": torch.get_num_threads(),
-    }
+    peak = max(loaded, peak_memory_bytes())
+    return {"loading_bytes": loaded, "measured_bytes": peak, "libc": " ".join(platform.libc_ver())}
 
 
 def batch(wish: dict[str, Any]) -> dict[str, Any]:
@@ -102,38 +99,38 @@ def predict(wish: dict[str, Any]) -> dict[str, Any]:
     return asdict(plan_memory(read_shape(find("embedded").base), asked, probe()))
 
 
+def compare(wish: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
+    """One row of the results: the configuration, what was measured, what the plan says, and how far it is off."""
+    plan = predict(wish)
+    parts = {key: value for key, value in plan.items() if key.endswith("_bytes") and key != "available_bytes"}
+    error = round(plan["total_bytes"] / measured["measured_bytes"] - 1, 4)
+    return {**wish, **measured, "predicted_bytes": plan["total_bytes"], "error": error, "parts": parts}
+
+
 def main(words: list[str]) -> None:
     """Measure every configuration in a process of its own and write the table."""
     if words[:1] == ["--one"]:
         print(json.dumps(measure(json.loads(words[1]))))
         return
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if words == ["--again"] else []
     rows = []
     for wish in configurations():
-        if not all(word in wish["name"].split() for word in words if word != "--raw"):
+        if known:
+            found = next(row for row in known if row["name"] == wish["name"])
+            measured = {key: found[key] for key in ("loading_bytes", "measured_bytes", "libc")}
+        elif all(word in wish["name"].split() for word in words):
+            child = [sys.executable, __file__, "--one", json.dumps(wish)]
+            done = subprocess.run(child, capture_output=True, text=True, check=False)
+            if done.returncode:
+                sys.exit(done.stderr)
+            measured = json.loads(done.stdout.splitlines()[-1])
+        else:
             continue
-        child = [sys.executable, __file__, "--one", json.dumps(wish)]
-        done = subprocess.run(child, capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(done.stderr)
-        row = {**wish, **json.loads(done.stdout.splitlines()[-1])}
-        if "--raw" not in sys.argv:
-            plan = predict(wish)
-            parts = {k: v for k, v in plan.items() if k.endswith("_bytes") and k != "available_bytes"}
-            row |= {
-                "predicted_bytes": plan["total_bytes"],
-                "error": round(plan["total_bytes"] / row["measured_bytes"] - 1, 4),
-                "parts": parts,
-            }
+        row = compare(wish, measured)
         rows.append(row)
-        print(
-            {
-                k: v if not k.endswith("_bytes") else f"{v / 2**20:.0f}"
-                for k, v in row.items()
-                if k not in {"kind", "precision", "checkpointing", "rows", "tokens", "parts"}
-            },
-            flush=True,
-        )
-    if not words:
+        peak, said = row["measured_bytes"] / 2**20, row["predicted_bytes"] / 2**20
+        print(f"{row['name']:<32} measured {peak:6.0f} MiB  predicted {said:6.0f} MiB  {row['error']:+.1%}", flush=True)
+    if not words or known:
         RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 

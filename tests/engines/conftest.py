@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import write_tiny_model
 from tunesmith.core.examples import Message
 from tunesmith.engines.contract import Request, Sampling
 
@@ -24,6 +25,33 @@ def gguf_file() -> Path:
     from tunesmith.models import embedded
 
     return embedded._gguf()
+
+
+def write_lively_model(folder: Path, *, layers: int = 2) -> Path:
+    """A random model whose attention is sharp, so that a wrong position or mask changes what it says."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    write_tiny_model(folder, layers=layers)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if ".self_attn." in name or ".mlp." in name:
+                weight.mul_(12)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lively_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a two-layer model with sharp attention."""
+    return write_lively_model(tmp_path_factory.mktemp("models") / "lively")
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with so many layers that a long answer takes seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "slow", layers=40)
 
 
 async def wait_until(is_so: Callable[[], bool], seconds: float) -> None:

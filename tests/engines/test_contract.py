@@ -23,13 +23,13 @@ LONG = ask("Tell a long story. " + " ".join(f"w{n}" for n in range(20)), max_tok
 
 
 @pytest.fixture(params=KINDS)
-def opened(request, tiny_model, echo_server):
+def opened(request, slow_model, echo_server):
     """(a function that opens the engine, a function that says how many requests it holds)."""
     if request.param == "echo":
         return lambda: Echo(delay_seconds=0.03).open("echo"), lambda engine: engine.running
     if request.param == "transformers":
         config = Transformers(precision="fp32", threads=1)
-        return lambda: config.open(str(tiny_model)), lambda engine: engine.busy_rows
+        return lambda: config.open(str(slow_model)), lambda engine: engine.busy_rows
     if request.param == "llama_cpp":
         config = LlamaCpp(threads=1, slots=2, context=512)
         return lambda: config.open(str(gguf_file())), lambda engine: engine.busy_slots()

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 import torch
 
-from tests.conftest import write_tiny_model
+from tests.conftest import write_lively_model
 from tests.engines.conftest import ask
 from tunesmith.core.errors import DataError, ModelError, ServiceError
 from tunesmith.engines.batch import Batch, Row, _draw
@@ -26,8 +26,8 @@ def _one_thread():
 
 
 @pytest.fixture(scope="module")
-def loaded(tiny_model):
-    found = find(str(tiny_model))
+def loaded(lively_model):
+    found = find(str(lively_model))
     return load_model(found, "fp32"), load_tokenizer(found)
 
 
@@ -60,10 +60,10 @@ def answers(requests: list[Request], *, config: Transformers = FP32, model: str,
 
 
 @pytest.mark.parametrize("gap", [0.0, 0.004])
-def test_greedy_rows_of_a_batch_are_those_of_generate_alone(loaded, tiny_model, gap):
+def test_greedy_rows_of_a_batch_are_those_of_generate_alone(loaded, lively_model, gap):
     _, tokenizer = loaded
     requests = [ask(question, max_tokens=10 + 9 * n) for n, question in enumerate(QUESTIONS)]
-    replies = answers(requests, model=str(tiny_model), gap=gap)
+    replies = answers(requests, model=str(lively_model), gap=gap)
     for n, (question, reply) in enumerate(zip(QUESTIONS, replies, strict=True)):
         assert reply.text == tokenizer.decode(generated(loaded, question, 10 + 9 * n), skip_special_tokens=True)
 
@@ -98,21 +98,21 @@ def test_rows_that_come_and_go_leave_the_others_logits_alone(loaded):
     )
 
 
-def test_more_requests_than_rows_wait_and_are_answered(tiny_model):
+def test_more_requests_than_rows_wait_and_are_answered(lively_model):
     few = Transformers(precision="fp32", threads=1, rows=2)
     requests = [ask(f"question {n}", max_tokens=6) for n in range(7)]
-    assert [r.text for r in answers(requests, config=few, model=str(tiny_model))] == [
-        r.text for r in answers(requests, model=str(tiny_model))
+    assert [r.text for r in answers(requests, config=few, model=str(lively_model))] == [
+        r.text for r in answers(requests, model=str(lively_model))
     ]
 
 
-def test_a_seed_repeats_an_answer_whoever_else_is_there(tiny_model):
+def test_a_seed_repeats_an_answer_whoever_else_is_there(lively_model):
     drawn = [ask("tell me", max_tokens=20, temperature=1.0, seed=n) for n in (1, 2, 1)]
-    alone = answers(drawn[:1], model=str(tiny_model))[0]
-    first, second, again = answers([*drawn, ask("noise", max_tokens=40, temperature=2.0)], model=str(tiny_model))[:3]
+    alone = answers(drawn[:1], model=str(lively_model))[0]
+    first, second, again = answers([*drawn, ask("noise", max_tokens=40, temperature=2.0)], model=str(lively_model))[:3]
     assert first.text == again.text == alone.text
     assert first.text != second.text
-    free = answers([ask("tell me", max_tokens=20, temperature=1.0)] * 2, model=str(tiny_model))
+    free = answers([ask("tell me", max_tokens=20, temperature=1.0)] * 2, model=str(lively_model))
     assert free[0].text != free[1].text
 
 
@@ -134,7 +134,7 @@ def test_drawing_follows_temperature_and_top_p():
 
 def test_an_answer_ends_at_the_end_token_and_does_not_show_it(tmp_path, tokenizer):
     """A model that always says the end token: its output row for that token is by far the largest."""
-    folder = write_tiny_model(tmp_path / "silent")
+    folder = write_lively_model(tmp_path / "silent")
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder)
@@ -159,44 +159,44 @@ def test_the_turn_end_of_the_tokenizer_ends_an_answer_beside_those_of_the_genera
         model.generation_config.eos_token_id = before
 
 
-def test_stop_strings_cut_within_tokens_and_across_them(tiny_model):
-    whole = answers([ask("lamp", max_tokens=30)], model=str(tiny_model))[0]
+def test_stop_strings_cut_within_tokens_and_across_them(lively_model):
+    whole = answers([ask("lamp", max_tokens=30)], model=str(lively_model))[0]
     stop = whole.text[7:12]
     assert stop.strip()
-    cut = answers([ask("lamp", max_tokens=30, stop=(stop, "never seen"))], model=str(tiny_model))[0]
+    cut = answers([ask("lamp", max_tokens=30, stop=(stop, "never seen"))], model=str(lively_model))[0]
     assert cut.text == whole.text[: whole.text.find(stop)]
     assert cut.finish == "stop"
     assert cut.completion_tokens < whole.completion_tokens
 
 
-def test_the_answer_stops_where_the_context_ends(tiny_model):
+def test_the_answer_stops_where_the_context_ends(lively_model):
     small = Transformers(precision="fp32", threads=1, context=64)
-    reply = answers([ask("abc", max_tokens=500)], config=small, model=str(tiny_model))[0]
+    reply = answers([ask("abc", max_tokens=500)], config=small, model=str(lively_model))[0]
     assert reply.finish == "length"
     assert reply.prompt_tokens + reply.completion_tokens == 64
 
 
-def test_an_adapter_answers_as_it_does_in_peft(tmp_path, tiny_model, loaded):
+def test_an_adapter_answers_as_it_does_in_peft(tmp_path, lively_model, loaded):
     from peft import LoraConfig, get_peft_model
 
-    model = load_model(find(str(tiny_model)), "fp32")
+    model = load_model(find(str(lively_model)), "fp32")
     torch.manual_seed(5)
     tuned = get_peft_model(
         model, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
     )
-    tuned.peft_config["default"].base_model_name_or_path = str(tiny_model)
+    tuned.peft_config["default"].base_model_name_or_path = str(lively_model)
     tuned.save_pretrained(tmp_path / "adapter")
     _, tokenizer = loaded
     expected = tokenizer.decode(generated((tuned.eval(), tokenizer), "lamp", 20), skip_special_tokens=True)
     assert answers([ask("lamp", max_tokens=20)], model=str(tmp_path / "adapter"))[0].text == expected
-    assert answers([ask("lamp", max_tokens=20)], model=str(tiny_model))[0].text != expected
+    assert answers([ask("lamp", max_tokens=20)], model=str(lively_model))[0].text != expected
 
 
 def test_a_template_that_refuses_is_the_requests_fault_and_the_engine_lives_on(tmp_path):
     strict = (
         "{{ raise_exception('only questions please') if messages[0]['role'] != 'user' else messages[0]['content'] }}"
     )
-    folder = write_tiny_model(tmp_path / "strict", template=strict)
+    folder = write_lively_model(tmp_path / "strict", template=strict)
     from tunesmith.core.examples import Message
 
     async def run() -> Reply:
@@ -211,9 +211,9 @@ def test_a_template_that_refuses_is_the_requests_fault_and_the_engine_lives_on(t
     assert asyncio.run(run()).completion_tokens == 2
 
 
-def test_closing_tells_those_who_wait(tiny_model):
+def test_closing_tells_those_who_wait(lively_model):
     async def run() -> None:
-        engine = FP32.open(str(tiny_model))
+        engine = FP32.open(str(lively_model))
         async with aclosing(engine.stream(ask("x", max_tokens=400))) as pieces:
             await anext(pieces)
             await engine.close()

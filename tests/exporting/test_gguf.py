@@ -13,6 +13,7 @@ def test_the_file_says_the_tokens_of_the_tokenizer(package):
     assert facts == gguf.Facts(ends=(2,), bos=1, adds_bos=False, pre="smollm")
 
 
+@pytest.mark.slow
 def test_the_converters_last_words_are_the_error(base, tmp_path):
     """The converter does not know the byte tokenizer of the tests: a real failure of the real converter."""
     with pytest.raises(
@@ -21,6 +22,26 @@ def test_the_converters_last_words_are_the_error(base, tmp_path):
         gguf.convert(base, tmp_path / "x.gguf", "q8_0", name="x", log=tmp_path / "convert.log")
     assert not (tmp_path / "x.gguf").exists()
     assert "Traceback" in (tmp_path / "convert.log").read_text()
+
+
+def test_only_gguf_files_have_facts(tmp_path):
+    (tmp_path / "x.gguf").write_bytes(b"GGML" + bytes(40))
+    with pytest.raises(ModelError, match="is not a GGUF file"):
+        gguf.read_facts(tmp_path / "x.gguf")
+
+
+@pytest.mark.slow
+def test_facts_are_what_llama_cpps_own_reader_says():
+    from gguf import GGUFReader
+
+    from tests.engines.conftest import gguf_file
+
+    theirs = {}
+    for key, field in GGUFReader(gguf_file()).fields.items():
+        if field.types[0].name != "ARRAY" and not key.startswith("GGUF."):
+            theirs[key] = field.contents()
+    ours = {key: value for key, value in gguf._metadata(gguf_file()).items() if value is not None}
+    assert ours == theirs
 
 
 def test_a_missing_package_is_named(monkeypatch):

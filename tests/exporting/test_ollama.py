@@ -70,7 +70,7 @@ def test_the_go_template_writes_the_same_text(template):
     tokenizer = make_tokenizer(template)
     turns = derive(tokenizer)
     cases = [bare(messages) for messages in template_cases(tokenizer)]
-    assert len(cases) >= 24
+    assert len(cases) >= 13
     assert first_difference(tokenizer, turns, cases) is None
     go = go_template(turns)
     for messages in cases:

@@ -5,12 +5,16 @@ import shutil
 
 import pytest
 
+from tunesmith import verbs
 from tunesmith.core import files
+from tunesmith.core.config import load
+from tunesmith.core.errors import ProofError
 from tunesmith.core.examples import Message
 from tunesmith.engines.contract import Request, Sampling, complete_many
 from tunesmith.engines.llama_cpp import LlamaCpp
 from tunesmith.exporting.package import licence_of, origin_of
 from tunesmith.models.load import Found, find, load_model, load_tokenizer
+from tunesmith.verbs.export import ExportConfig
 
 
 def test_a_package_is_whole_and_found_as_a_model(package):
@@ -37,6 +41,20 @@ def test_every_proof_holds(package):
     assert told["passed"] is True
     assert told["proofs"]["template_tokens"]["readers"] == ["the saved tokenizer", "llama.cpp"]
     assert json.loads((run / "result.json").read_text())["proofs"] == made.proofs
+
+
+@pytest.mark.slow
+def test_a_tokenizer_that_the_gguf_does_not_follow_is_caught(real_base, tmp_path):
+    """Without its digit splitting the tokenizer has the converter's known hash all the same, and other ids in llama.cpp."""
+    base = shutil.copytree(real_base, tmp_path / "base")
+    told = json.loads((base / "tokenizer.json").read_text())
+    told["pre_tokenizer"] = told["pre_tokenizer"]["pretokenizers"][1]
+    (base / "tokenizer.json").write_text(json.dumps(told))
+    config = load(ExportConfig, {"model": str(base), "proof": {"prompts": 1, "tokens": 4}})
+    with pytest.raises(ProofError, match="failed template_tokens"):
+        verbs.perform("export", config, tmp_path / "run", quiet=True)
+    proof = json.loads((tmp_path / "run" / "base.failed" / "certificate.json").read_text())["proofs"]["template_tokens"]
+    assert {one["reader"] for one in proof["differing"]} == {"llama.cpp"}
 
 
 def test_llama_cpp_answers_from_the_package(package):

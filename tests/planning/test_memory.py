@@ -71,9 +71,18 @@ def test_more_takes_more(change):
     assert predict(SHAPE, replace(WISH, **change)).total_bytes > predict(SHAPE, WISH).total_bytes
 
 
-@pytest.mark.parametrize("change", [{"checkpointing": True}, {"method": Lora()}])
-def test_less_takes_less(change):
-    assert predict(SHAPE, replace(WISH, **change)).total_bytes < predict(SHAPE, WISH).total_bytes
+SHORT = replace(WISH, rows=1, tokens=64, labelled=64)
+
+
+def test_recomputing_takes_less():
+    for method in (Full(), Lora()):
+        wish = replace(WISH, method=method)
+        assert predict(SHAPE, replace(wish, checkpointing=True)).total_bytes < predict(SHAPE, wish).total_bytes
+
+
+def test_adapters_take_less_where_weights_weigh_most():
+    """With long rows in fp32 on a CPU they do not: benchmarks/results/memory.json has lora above full at 4 x 256."""
+    assert predict(SHAPE, replace(SHORT, method=Lora())).total_bytes < predict(SHAPE, SHORT).total_bytes / 2
 
 
 def test_without_labels_all_positions_count():
@@ -140,7 +149,7 @@ def test_advice_keeps_the_rows_of_a_step():
 
 def test_advice_is_true():
     """Doing what is advised makes it fit."""
-    wish = replace(WISH, method=Lora(), rows=8, tokens=1024, labelled=None, limit_bytes=3 * GIB)
+    wish = replace(WISH, method=Lora(), rows=8, tokens=1024, labelled=None, limit_bytes=4 * GIB)
     plan = plan_memory(SHAPE, wish, MACHINE)
     assert plan.advice == "--memory.checkpointing on --batch.rows 2 --batch.accumulate 4"
     assert plan_memory(SHAPE, replace(wish, checkpointing=True, rows=2, accumulate=4), MACHINE).fits
@@ -166,7 +175,7 @@ def test_the_table_names_every_part():
 
 
 def test_side_by_side():
-    plans: list[MemoryPlan] = [plan_memory(SHAPE, replace(WISH, method=it), MACHINE) for it in (Lora(), Full())]
+    plans: list[MemoryPlan] = [plan_memory(SHAPE, replace(SHORT, method=it), MACHINE) for it in (Lora(), Full())]
     lora, full = compare_lines(plans)
     assert lora.split()[:2] == ["lora", "fp32"]
     assert full.count("█") == 30 > lora.count("█")

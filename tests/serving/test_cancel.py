@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
+from tests.engines.conftest import slow_model  # noqa: F401 - a fixture
 from tests.serving.conftest import Running, running, wait_until
 from tunesmith.engines.echo import Echo
 from tunesmith.engines.llama_cpp import LlamaCpp
@@ -32,12 +33,12 @@ def connect(server: Running, *, stream: bool, words: str = WORDS, **wish: object
 
 
 @pytest.fixture(params=["echo", "transformers", "llama_cpp"])
-def server(request, tiny_model):
+def server(request, slow_model):
     if request.param == "echo":
         engine = Echo(delay_seconds=0.2).open("tiny")
         busy = lambda: engine.running  # noqa: E731
     elif request.param == "transformers":
-        engine = Transformers(precision="fp32", threads=1, rows=2).open(str(tiny_model))
+        engine = Transformers(precision="fp32", threads=1, rows=2).open(str(slow_model))
         busy = lambda: engine.busy_rows  # noqa: E731
     else:
         from tunesmith.models import embedded
@@ -128,12 +129,12 @@ def test_an_answer_that_takes_too_long_ends_with_an_error():
         assert server.engine.running == 0
 
 
-def test_an_engine_that_dies_makes_the_server_unready_and_nobody_hangs(tiny_model):
+def test_an_engine_that_dies_makes_the_server_unready_and_nobody_hangs(slow_model):
     import asyncio
 
     import httpx2
 
-    engine = Transformers(precision="fp32", threads=1).open(str(tiny_model))
+    engine = Transformers(precision="fp32", threads=1).open(str(slow_model))
     with running(engine) as server:
         failed = []
 

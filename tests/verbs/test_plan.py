@@ -9,7 +9,8 @@ import pytest
 from tests.tiny import write_tiny_model
 from tunesmith import cli
 from tunesmith.core.config import load
-from tunesmith.data.batch import BatchConfig
+from tunesmith.core.examples import IGNORED
+from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.verbs.plan import PlanConfig, largest_batch, preview
 
@@ -35,6 +36,12 @@ def rows(tmp_path):
 def plan(out, *words: object) -> dict:
     assert cli.main(["plan", *map(str, words), "--out", str(out)]) == 0
     return json.loads((out / "result.json").read_text())
+
+
+def logits_of(rows: Rows, numbers: list[int]) -> int:
+    """Positions for which models/head.py computes logits."""
+    targets = collate(rows, numbers, 0)["labels"][:, 1:]
+    return int((targets != IGNORED).any(dim=0).sum()) * len(numbers)
 
 
 def test_a_config_without_weights_is_enough(tmp_path, capsys):
@@ -73,10 +80,15 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     assert prepared["seconds_per_epoch"] is None
     assert prepared["total_bytes"] == made["total_bytes"]
     assert plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32")["logits_bytes"] > made["logits_bytes"]
-    longest, positions = largest_batch(Rows(tmp_path / "a" / "dataset", "train"), BatchConfig(rows=4), 42)
-    facts = json.loads((tmp_path / "a" / "dataset" / "dataset.json").read_text())
-    assert longest <= facts["longest"]
-    assert 0 < positions < 4 * longest
+    prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
+    longest, positions = largest_batch(prepared_rows, BatchConfig(rows=4), 42)
+    assert longest == max(len(row.ids) for row in prepared_rows)
+    assert positions == max(
+        logits_of(prepared_rows, numbers)
+        for epoch in range(3)
+        for step in order_steps(prepared_rows.lengths, BatchConfig(rows=4), 42, epoch)
+        for numbers in step
+    )
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     assert made["logits_bytes"] == 12 * positions * vocabulary
 

@@ -110,7 +110,7 @@ class TransformersEngine:
                 if item.finish:
                     return
         finally:
-            ticket.end()
+            pass
 
     @property
     def busy_rows(self) -> int:
@@ -252,7 +252,7 @@ class _Worker:
             if late:
                 self._waiting.append(late)
         for ticket in [*self.tickets.values(), *self._waiting]:
-            ticket.end()
+            pass
             ticket.tell(error)
         self.tickets = {}
         self._waiting.clear()

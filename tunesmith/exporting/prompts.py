@@ -92,7 +92,7 @@ def template_cases(tokenizer: PreTrainedTokenizerBase) -> list[tuple[Message, ..
     cases = [
         tuple(Message(role, _TEXTS[(start + place) % len(_TEXTS)]) for place, role in enumerate(plan))
         for plan in plans
-        for start in range(len(_TEXTS))
+        for start in range(0, len(_TEXTS), len(plan))  # every text in every kind of talk
     ]
     return [messages for messages in cases if _renders(tokenizer, messages)]
 

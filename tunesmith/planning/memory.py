@@ -14,16 +14,17 @@ from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.hardware import Machine
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
-from tunesmith.models.shape import Shape, adapter_parameters
+from tunesmith.models.shape import Shape, adapter_parameters, targeted
 from tunesmith.planning.activations import Batch, boundary_bytes, layer_bytes
 from tunesmith.planning.advise import advise
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
 """RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
 context and the allocator's slack, not measured."""
-SCATTER = 0.0
-"""What glibc's allocator holds beyond what lives, as a share of the activations, measured: freed pieces do not fit the
-next ones (glibc bug 14581). PyTorch's CUDA allocator is counted in LIBRARIES_BYTES."""
+SCATTER = {"outputs": 2.6, "outputs again": 1.4, "layers": 0.15, "gradients": 0.5}
+"""What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
+later request fits. LoRA: of the outputs of the adapted linears, with `again` when they are recomputed; full tuning: of
+what the layers save and of the gradients."""
 LOSS_BYTES = 12
 """A logit at the loss: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
 
@@ -89,6 +90,8 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
     boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
     kept = (boundary if wish.checkpointing is True else layer) * shape.layers + 2 * boundary
+    head_copy = 2 * shape.vocabulary * shape.hidden if bf16 and wish.method.kind == "full" else 0
+    kept += head_copy
     activations = kept + (layer if wish.checkpointing is True else 0)
     positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
     logits = LOSS_BYTES * positions * shape.vocabulary
@@ -102,13 +105,22 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
         gradients + doubled,  # the end of it: a tied matrix gets its gradient from both sides
     )
     work = 3 * (2 if bf16 else 4) * shape.inner * wish.rows * wish.tokens  # gradients inside one layer
-    scatter = round(SCATTER * (activations + work)) if device == "cpu" else 0
+    scatter = _scatter(shape, wish, layer * shape.layers) if device == "cpu" else 0
     return Parts(
         weights_bytes=weights_bytes(shape, wish.method, wish.precision), gradients_bytes=gradients,
         optimizer_bytes=8 * trained, activations_bytes=activations, logits_bytes=logits,
         overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip
+
+
+def _scatter(shape: Shape, wish: Wish, saved_bytes: int) -> int:
+    """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
+    if isinstance(wish.method, Full):
+        return round(SCATTER["layers"] * saved_bytes + SCATTER["gradients"] * 4 * shape.parameters)
+    outputs = sum(linear.outputs for linear in targeted(shape, wish.method.targets))
+    share = SCATTER["outputs again" if wish.checkpointing is True else "outputs"]
+    return round(share * outputs * (2 if wish.precision == "bf16" else 4) * wish.rows * wish.tokens)
 
 
 def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
