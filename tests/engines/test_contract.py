@@ -121,7 +121,7 @@ def test_closing_a_stream_frees_the_engine_within_a_second(opened, pieces_first)
                             started.set()
 
             task = asyncio.create_task(read())
-            await started.wait()
+            await asyncio.wait_for(started.wait(), 20)
             await wait_until(lambda: opened[1](engine) > 0, 5)
             task.cancel()
             left = time.monotonic()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import aclosing
 
 import pytest
 
-from tests.engines.conftest import ask, gguf_file
+from tests.engines.conftest import ask, gguf_file, wait_until
 from tunesmith.core.errors import DataError, ModelError, ServiceError
 from tunesmith.core.examples import Message
 from tunesmith.engines.contract import complete
@@ -57,6 +59,40 @@ def test_others_on_this_machine_need_the_key(engine):
 
     with pytest.raises(ServiceError, match="refuses the key"):
         Upstream(engine._upstream.address, "guess").ask("POST", "/tokenize", {"content": "x"})
+
+
+def test_a_prompt_is_not_read_to_its_end_for_a_client_that_left_while_another_slot_talks():
+    """llama.cpp by itself looks for the client only when nothing else has happened for a second."""
+
+    async def run() -> tuple[float, float]:
+        engine = LlamaCpp(threads=1, slots=2, context=1024, reuse_prompt=False).open(str(gguf_file()))
+        long = ask(" ".join(f"{n}" for n in range(200)), max_tokens=1)
+        try:
+            started = time.monotonic()
+            await complete(engine, long)
+            reading = time.monotonic() - started
+            async with aclosing(engine.stream(ask("Tell a long story", max_tokens=900))) as talker:
+                await anext(talker)
+                listening = asyncio.create_task(_listen(talker))
+                leaver = asyncio.create_task(complete(engine, long))
+                await wait_until(lambda: engine.busy_slots() == 2, 10)
+                leaver.cancel()
+                started = time.monotonic()
+                await wait_until(lambda: engine.busy_slots() == 1, 60)
+                freed = time.monotonic() - started
+                listening.cancel()
+                await asyncio.gather(leaver, listening, return_exceptions=True)
+        finally:
+            await engine.close()
+        return reading, freed
+
+    reading, freed = asyncio.run(run())
+    assert freed < reading / 2
+
+
+async def _listen(pieces) -> None:
+    async for _ in pieces:
+        pass
 
 
 def test_what_is_no_gguf_file_is_refused_in_one_line(tmp_path):

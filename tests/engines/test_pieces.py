@@ -65,6 +65,15 @@ def test_a_character_that_never_becomes_whole_is_shown_at_the_end():
     assert words.rest() == "\ufffd"
 
 
+def test_a_model_that_writes_no_valid_text_is_not_held_back_to_the_end():
+    tokenizer = byte_tokenizer()
+    words = Detokenizer(tokenizer)
+    broken = tokenizer("你")["input_ids"][:1] * 20
+    pieces = [words.take(token) for token in broken]
+    assert any(pieces)
+    assert "".join(pieces) + words.rest() == "\ufffd" * 20
+
+
 def test_special_tokens_are_no_text():
     tokenizer = byte_tokenizer()
     words = Detokenizer(tokenizer)

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import pytest
 import torch
 
-from tests.conftest import write_lively_model
+from tests.conftest import write_tiny_model
 from tests.engines.conftest import ask
 from tunesmith.core.errors import DataError, ModelError, ServiceError
 from tunesmith.engines.batch import Batch, Row, _draw
@@ -134,7 +134,7 @@ def test_drawing_follows_temperature_and_top_p():
 
 def test_an_answer_ends_at_the_end_token_and_does_not_show_it(tmp_path, tokenizer):
     """A model that always says the end token: its output row for that token is by far the largest."""
-    folder = write_lively_model(tmp_path / "silent")
+    folder = write_tiny_model(tmp_path / "silent")
     from transformers import LlamaForCausalLM
 
     model = LlamaForCausalLM.from_pretrained(folder)
@@ -196,7 +196,7 @@ def test_a_template_that_refuses_is_the_requests_fault_and_the_engine_lives_on(t
     strict = (
         "{{ raise_exception('only questions please') if messages[0]['role'] != 'user' else messages[0]['content'] }}"
     )
-    folder = write_lively_model(tmp_path / "strict", template=strict)
+    folder = write_tiny_model(tmp_path / "strict", template=strict)
     from tunesmith.core.examples import Message
 
     async def run() -> Reply:

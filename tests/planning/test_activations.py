@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tunesmith.models.head import label_losses
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import read_shape
@@ -26,7 +27,9 @@ def config_of(kind: str, layers: int):
     return AutoConfig.for_model(kind, num_hidden_layers=layers, **TINY, **sized)
 
 
-def saved_bytes(kind: str, layers: int, method, *, bf16: bool, padded: bool, checkpointing: bool = False) -> int:
+def saved_bytes(
+    kind: str, layers: int, method, *, bf16: bool, padded: bool, checkpointing: bool = False, shared: int = 0
+) -> int:
     """Bytes of all storages that autograd saves in one forward pass, weights not counted."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -53,7 +56,12 @@ def saved_bytes(kind: str, layers: int, method, *, bf16: bool, padded: bool, che
     mask[0, TOKENS - 5 :] = 0 if padded else 1
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
+        if shared:  # as in training: the last tokens are trained, the loss is part of neither layer
+            ids[:, : shared + 1] = ids[0, : shared + 1]
+            labels = torch.where(torch.arange(TOKENS) > TOKENS - 8, ids, -100)
+            label_losses(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
+        else:
+            model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
     return sum(seen.values())
 
 
@@ -87,6 +95,22 @@ def test_the_formula_is_what_torch_saves(kind, method, bf16, padded):
 def test_adapters_of_every_kind(method, bf16):
     how = {"bf16": bf16, "padded": False}
     assert formula("llama", method, **how) == pytest.approx(per_layer("llama", method, **how), rel=0.01)
+
+
+SHARED = 20
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+@pytest.mark.parametrize("method", [Full(), Lora(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_a_shared_beginning_is_saved_once(kind, method, bf16):
+    how = {"bf16": bf16, "padded": True}
+    measured = per_layer(kind, method, **how, shared=SHARED)
+    shape = read_shape(config_of(kind, 2).to_dict())
+    wanted = layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, TOKENS, padded=True, shared=SHARED))
+    assert wanted == pytest.approx(measured, rel=0.005)
+    assert measured < per_layer(kind, method, **how)
 
 
 @pytest.mark.peer

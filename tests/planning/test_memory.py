@@ -147,6 +147,26 @@ def test_advice_keeps_the_rows_of_a_step():
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("enough", "typed"),
+    [
+        (lambda wish: wish.checkpointing is True, ""),
+        (lambda wish: wish.rows == 2, " --batch.rows 2 --batch.accumulate 2"),
+        (lambda wish: wish.precision == "bf16", " --batch.rows 1 --batch.accumulate 4 --precision bf16"),
+        (
+            lambda wish: wish.method.kind == "lora",
+            " --batch.rows 1 --batch.accumulate 4 --precision bf16 --method.kind lora",
+        ),
+        (
+            lambda wish: wish.tokens == 128,
+            " --batch.rows 1 --batch.accumulate 4 --precision bf16 --method.kind lora --cutoff 128",
+        ),
+    ],
+)
+def test_advice_is_all_that_has_to_be_typed(enough, typed):
+    assert advise(WISH, enough) == f"--memory.checkpointing on{typed}"
+
+
 def test_advice_is_true():
     """Doing what is advised makes it fit."""
     wish = replace(WISH, method=Lora(), rows=8, tokens=1024, labelled=None, limit_bytes=4 * GIB)

@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from tests.conftest import write_tiny_model
 from tunesmith.engines.contract import Engine
 from tunesmith.engines.echo import Echo
 from tunesmith.engines.transformers import Transformers
@@ -72,6 +74,12 @@ def tiny(tiny_model: Any) -> Iterator[Running]:
     """A random two-layer model in the transformers engine."""
     with running(Transformers(precision="fp32", threads=1).open(str(tiny_model))) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model with so many layers that a long answer takes seconds."""
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "slow", layers=40)
 
 
 def run_async(work: Any) -> Any:

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.engines.conftest import slow_model  # noqa: F401 - a fixture
 from tests.serving.conftest import Running, running, wait_until
 from tunesmith.engines.echo import Echo
 from tunesmith.engines.llama_cpp import LlamaCpp

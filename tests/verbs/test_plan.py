@@ -12,6 +12,7 @@ from tunesmith.core.config import load
 from tunesmith.core.examples import IGNORED
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
+from tunesmith.models.head import shared_tokens
 from tunesmith.verbs.plan import PlanConfig, largest_batch, preview
 
 QWEN = {
@@ -81,14 +82,17 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     assert prepared["total_bytes"] == made["total_bytes"]
     assert plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32")["logits_bytes"] > made["logits_bytes"]
     prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
-    longest, positions = largest_batch(prepared_rows, BatchConfig(rows=4), 42)
-    assert longest == max(len(row.ids) for row in prepared_rows)
+    largest = largest_batch(prepared_rows, BatchConfig(rows=4), 42)
+    positions = largest["labelled"]
+    assert largest["tokens"] == max(len(row.ids) for row in prepared_rows)
     assert positions == max(
         logits_of(prepared_rows, numbers)
         for epoch in range(3)
         for step in order_steps(prepared_rows.lengths, BatchConfig(rows=4), 42, epoch)
         for numbers in step
     )
+    together = collate(prepared_rows, range(len(prepared_rows)), 0)
+    assert largest["shared"] == shared_tokens(together) > 10
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     assert made["logits_bytes"] == 12 * positions * vocabulary
 

@@ -9,6 +9,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+# A character has at most 4 bytes, so at most 4 tokens. Where this many did not make one, none is coming: a model that
+# writes no valid text is shown as it is, not held back to the end of its answer.
+LONGEST_CHARACTER_TOKENS = 8
+
+
 class StopCutter:
     """Holds back what may be the beginning of a stop string; what it gives out is final."""
 
@@ -60,7 +65,8 @@ class Detokenizer:
         """Add a token; return the new text, empty while a character is not whole."""
         self._ids.append(token)
         text = self._new_text()
-        if not text or text.endswith("\ufffd"):
+        is_partial = text.endswith("\ufffd") and len(self._ids) - self._given <= LONGEST_CHARACTER_TOKENS
+        if not text or is_partial:
             return ""
         self._begin, self._given = self._given, len(self._ids)
         return text

@@ -110,7 +110,7 @@ class TransformersEngine:
                 if item.finish:
                     return
         finally:
-            pass
+            ticket.end()
 
     @property
     def busy_rows(self) -> int:
@@ -252,7 +252,7 @@ class _Worker:
             if late:
                 self._waiting.append(late)
         for ticket in [*self.tickets.values(), *self._waiting]:
-            pass
+            ticket.end()
             ticket.tell(error)
         self.tickets = {}
         self._waiting.clear()

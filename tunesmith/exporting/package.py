@@ -108,7 +108,7 @@ def write_card(folder: Path, facts: Mapping[str, Any], origin: Origin, proofs: S
     front = ["---", "library_name: transformers", "pipeline_tag: text-generation"]
     if facts["licence"]:
         front.append(f"license: {facts['licence']}")
-    if facts["base_model"] and facts["base_model"].count("/") == 1:
+    if facts["base_model"].count("/") == 1 and not Path(facts["base_model"]).exists():
         front.append(f"base_model: {facts['base_model'].removeprefix('hf:')}")
     body = [
         *front, "---", "", f"# {facts['name']}", "", f"Made by Tunesmith {facts['versions']['tunesmith']}.", "",

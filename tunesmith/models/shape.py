@@ -55,6 +55,8 @@ class Shape:
     attention_dropout: float
     softcap: bool
     """Attention scores are squashed (Gemma 2), which needs the whole matrix of scores in memory."""
+    sliding: bool
+    """Some layers see only a window of the tokens before."""
     prefix: str
     """Where the layers stand in the model, for target names: `model.layers`."""
     attention: tuple[Linear, ...]
@@ -192,10 +194,19 @@ def _llama_like(kind: str, config: Mapping[str, Any], where: str) -> Shape:
         key_value_heads=shared, head_size=head_size, vocabulary=_size(config, "vocab_size", where), positions=0,
         tied=bool(config.get("tie_word_embeddings", family.tied)), gated=True, norms=family.norms,
         head_norms=family.head_norms, norm_bias=False, attention_dropout=config.get("attention_dropout") or 0.0,
-        softcap=bool(config.get("attn_logit_softcapping", 50.0 if kind == "gemma2" else None)), prefix="model.layers",
+        softcap=bool(config.get("attn_logit_softcapping", 50.0 if kind == "gemma2" else None)),
+        sliding=_sliding(kind, config), prefix="model.layers",
         attention=tuple(Linear(f"self_attn.{name}", inputs, outputs, has) for name, inputs, outputs, has in attention),
         mlp=tuple(Linear(f"mlp.{name}", inputs, outputs, mlp_bias) for name, inputs, outputs in mlp),
     )  # fmt: skip
+
+
+def _sliding(kind: str, config: Mapping[str, Any]) -> bool:
+    if kind in {"gemma2", "gemma3_text"}:
+        return True
+    if kind in {"qwen2", "qwen3", "smollm3"}:
+        return bool(config.get("use_sliding_window"))
+    return bool(config.get("sliding_window", 4096 if kind == "mistral" else None))
 
 
 def _gpt2(config: Mapping[str, Any], where: str) -> Shape:
@@ -206,7 +217,7 @@ def _gpt2(config: Mapping[str, Any], where: str) -> Shape:
         key_value_heads=heads, head_size=hidden // heads, vocabulary=_size(config, "vocab_size", where),
         positions=_size(config, "n_positions", where), tied=bool(config.get("tie_word_embeddings", True)), gated=False,
         norms=2, head_norms=False, norm_bias=True, attention_dropout=config.get("attn_pdrop", 0.1),
-        softcap=False, prefix="transformer.h",
+        softcap=False, sliding=False, prefix="transformer.h",
         attention=(Linear("attn.c_attn", hidden, 3 * hidden, bias=True), Linear("attn.c_proj", hidden, hidden, bias=True)),
         mlp=(Linear("mlp.c_fc", hidden, inner, bias=True), Linear("mlp.c_proj", inner, hidden, bias=True)),
     )  # fmt: skip

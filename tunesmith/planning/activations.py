@@ -23,18 +23,30 @@ class Batch:
     tokens: int
     padded: bool
     """Rows differ in length, so that attention takes a mask."""
+    shared: int = 0
+    """Tokens at the beginning that are the same in all rows and go through the model once (models/head.py)."""
+
+    @property
+    def own(self) -> int:
+        """Tokens that go through the model row by row."""
+        return self.rows * (self.tokens - self.shared)
+
+    @property
+    def computed(self) -> int:
+        """All tokens that go through the model."""
+        return self.shared + self.own
 
 
 def layer_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
     """Bytes one decoder layer saves for its backward pass, copies of its weights under autocast included."""
     parts = _Layer(shape, method, bf16, batch)
-    a_token = parts.norms() + parts.attention() + parts.linear_inputs() + parts.between()
-    return a_token * batch.rows * batch.tokens + parts.weights()
+    a_token = parts.norms() + parts.linear_inputs() + parts.between()
+    return a_token * batch.computed + parts.attention() + parts.weights()
 
 
 def boundary_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
     """Bytes of the hidden states between two layers: all that activation checkpointing keeps of a layer."""
-    return shape.hidden * _residual(method, bf16=bf16) * batch.rows * batch.tokens
+    return shape.hidden * _residual(method, bf16=bf16) * batch.computed
 
 
 def _residual(method: Full | Lora, *, bf16: bool) -> int:
@@ -44,7 +56,7 @@ def _residual(method: Full | Lora, *, bf16: bool) -> int:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """One layer; every method but `weights` gives bytes a token."""
+    """One layer; every method but `attention` and `weights` gives bytes a token."""
 
     shape: Shape
     method: Full | Lora
@@ -80,19 +92,20 @@ class _Layer:
         return bytes_a_token
 
     def attention(self) -> int:
-        """Queries, keys, values and output; score matrices where the fused kernel cannot be used."""
-        it, tokens = self.shape, self.batch.tokens
+        """Bytes of queries, keys, values and output; score matrices where the fused kernel cannot be used."""
+        it, batch = self.shape, self.batch
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
         if it.softcap:  # tanh, softmax in fp32, its copy
-            return 3 * query * self.number + 8 * it.heads * tokens
+            return (3 * query * self.number + 8 * it.heads * batch.tokens) * batch.own
         if it.attention_dropout:  # softmax, mask, product, all in fp32
-            return 3 * query * 4 + 12 * it.heads * tokens
-        if (
-            self.batch.padded
-        ):  # keys and values are repeated for all heads; each layer makes an additive mask of its own
-            return self.number * (4 * query + tokens) + 4 * it.heads
+            return (3 * query * 4 + 12 * it.heads * batch.tokens) * batch.own
         whole = query + key if self._fused else 0  # values are a part of the fused output and hold all of it
-        return self.number * (2 * query + 2 * key + whole) + 4 * it.heads
+        plain = self.number * (2 * query + 2 * key + whole) + 4 * it.heads
+        if not batch.padded and not batch.shared:
+            return plain * batch.own
+        # with a mask keys and values are repeated for all heads, and each layer makes an additive mask of its own
+        masked = (self.number * (2 * query + batch.tokens) + 4 * it.heads) * batch.own
+        return masked + self.number * 2 * query * batch.rows * batch.tokens + plain * batch.shared
 
     def linear_inputs(self) -> int:
         """What the gradients of weights or adapters are made from."""

@@ -46,7 +46,7 @@ def _changes(wish: Wish) -> Iterator[tuple[Wish, list[str]]]:
     while wish.tokens // 2 >= SHORTEST:
         shorter = wish.tokens // 2
         labelled = wish.labelled and min(wish.labelled, shorter * wish.rows)
-        wish = replace(wish, tokens=shorter, labelled=labelled)
+        wish = replace(wish, tokens=shorter, labelled=labelled, shared=min(wish.shared, shorter))
         yield wish, [*typed, f"--cutoff {shorter}"]
 
 

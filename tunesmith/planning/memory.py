@@ -12,6 +12,7 @@ from typing import Literal
 
 from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.hardware import Machine
+from tunesmith.models.head import SHORTEST_SHARED
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import Shape, adapter_parameters, targeted
@@ -42,6 +43,8 @@ class Wish:
     """Tokens of the longest row."""
     labelled: int | None = None
     """Positions of the largest batch whose logits are computed (rows x columns with a label); None means all."""
+    shared: int = 0
+    """Tokens at the beginning that all rows share; where nothing forbids it they are computed once."""
     accumulate: int = 1
     """Batches whose gradients are added up; from 2 on gradients live through the forward pass too."""
     checkpointing: bool | Literal["auto"] = "auto"
@@ -86,7 +89,7 @@ def weights_bytes(shape: Shape, method: Full | Lora, precision: str) -> int:
 def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     """Bytes by part of one wish; `auto` counts as no checkpointing. Raises UsageError as `trained_parameters` does."""
     trained, bf16 = trained_parameters(shape, wish.method), wish.precision == "bf16"
-    batch = Batch(wish.rows, wish.tokens, padded=wish.rows > 1)
+    batch = _batch(shape, wish)
     layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
     boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
     kept = (boundary if wish.checkpointing is True else layer) * shape.layers + 2 * boundary
@@ -104,8 +107,8 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
         max(before, head) + activations,  # the last layer's backward pass
         gradients + doubled,  # the end of it: a tied matrix gets its gradient from both sides
     )
-    work = 3 * (2 if bf16 else 4) * shape.inner * wish.rows * wish.tokens  # gradients inside one layer
-    scatter = _scatter(shape, wish, layer * shape.layers) if device == "cpu" else 0
+    work = 3 * (2 if bf16 else 4) * shape.inner * batch.computed  # gradients inside one layer
+    scatter = _scatter(shape, wish, batch, layer * shape.layers) if device == "cpu" else 0
     return Parts(
         weights_bytes=weights_bytes(shape, wish.method, wish.precision), gradients_bytes=gradients,
         optimizer_bytes=8 * trained, activations_bytes=activations, logits_bytes=logits,
@@ -114,13 +117,22 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     )  # fmt: skip
 
 
-def _scatter(shape: Shape, wish: Wish, saved_bytes: int) -> int:
+def _batch(shape: Shape, wish: Wish) -> Batch:
+    """The batch as models/head.py computes it: a shared beginning once, unless recomputing, dropout or windows forbid."""
+    drawn = shape.attention_dropout or (isinstance(wish.method, Lora) and wish.method.dropout)
+    once = (
+        wish.shared >= SHORTEST_SHARED and wish.rows > 1 and not (drawn or shape.sliding or wish.checkpointing is True)
+    )
+    return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=wish.shared if once else 0)
+
+
+def _scatter(shape: Shape, wish: Wish, batch: Batch, saved_bytes: int) -> int:
     """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
     if isinstance(wish.method, Full):
         return round(SCATTER["layers"] * saved_bytes + SCATTER["gradients"] * 4 * shape.parameters)
     outputs = sum(linear.outputs for linear in targeted(shape, wish.method.targets))
     share = SCATTER["outputs again" if wish.checkpointing is True else "outputs"]
-    return round(share * outputs * (2 if wish.precision == "bf16" else 4) * wish.rows * wish.tokens)
+    return round(share * outputs * (2 if wish.precision == "bf16" else 4) * batch.computed)
 
 
 def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:

@@ -127,34 +127,48 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
 def _wish(config: PlanConfig, machine: Machine, folder: Path | None) -> Wish:
     from tunesmith.planning.memory import Wish
 
-    tokens, labelled = config.cutoff, None
+    batch: dict[str, int] = {"tokens": config.cutoff}
     if folder:
         from tunesmith.data.dataset import Rows
 
-        tokens, labelled = largest_batch(Rows(folder, "train"), config.batch, config.seed)
+        batch = largest_batch(Rows(folder, "train"), config.batch, config.seed)
     auto = "bf16" if machine.native_bf16 else "fp32"
     return Wish(
         model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
-        rows=config.batch.rows, tokens=tokens, labelled=labelled, accumulate=config.batch.accumulate,
-        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes,
+        rows=config.batch.rows, accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
+        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing], **batch,
     )  # fmt: skip
 
 
-def largest_batch(rows: Rows, batch: BatchConfig, seed: int, epochs: int = 3) -> tuple[int, int]:
-    """(longest row in tokens, most positions whose logits one batch computes) over the batches of the first epochs."""
+def largest_batch(rows: Rows, batch: BatchConfig, seed: int, epochs: int = 3) -> dict[str, int]:
+    """What a Wish needs to know of the batches of the first epochs.
+
+    `tokens` of the longest row, `labelled`: the most positions whose logits one batch computes, and `shared`: the
+    tokens at the beginning that are the same in all rows and come before any label.
+    """
     import numpy as np
 
     from tunesmith.data.batch import order_steps
 
-    positions = 0
+    labelled = 0
     for epoch in range(epochs):
         for numbers in (numbers for step in order_steps(rows.lengths, batch, seed, epoch) for numbers in step):
             columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
             for number in numbers:
                 columns[: rows.lengths[number]] |= rows[number].trained
-            positions = max(positions, int(columns[1:].sum()) * len(numbers))
-    return max(rows.lengths), positions
+            labelled = max(labelled, int(columns[1:].sum()) * len(numbers))
+    return {"tokens": max(rows.lengths), "labelled": labelled, "shared": _shared(rows)}
+
+
+def _shared(rows: Rows) -> int:
+    """Tokens with which all rows begin, one less than where they differ or a label stands (as models/head.py has it)."""
+    import numpy as np
+
+    first, shared = rows[0], min(rows.lengths)
+    for row in rows:
+        differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
+        shared = int(np.argmax(differs)) if differs.any() else shared
+    return max(0, shared - 1)
 
 
 def _alternatives(shape: Shape, wish: Wish, machine: Machine) -> list[MemoryPlan]:
