@@ -63,7 +63,7 @@ class LlamaCppEngine:
         self._upstream = Upstream(self._server.listening_address, key)
         self._remote = RemoteEngine(
             self._upstream, model, config.slots, name=self.name,
-            extra={"samplers": SAMPLERS, "cache_prompt": config.reuse_prompt, "return_progress": False},
+            extra={"samplers": SAMPLERS, "cache_prompt": config.reuse_prompt, "return_progress": True},
         )  # fmt: skip
         props = self._upstream.ask("GET", "/props")
         self.context: int = props["default_generation_settings"]["n_ctx"]

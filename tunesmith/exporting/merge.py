@@ -11,6 +11,7 @@ from tunesmith.core.errors import CapacityError, ModelError
 from tunesmith.core.examples import Message
 from tunesmith.data.render import render_text
 from tunesmith.models.load import Found, load_model
+from tunesmith.models.saving import disk_errors
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -107,7 +108,6 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
     Raises CapacityError when the disk is full.
     """
     import torch
-    from safetensors import SafetensorError
     from transformers import GenerationConfig
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
@@ -123,14 +123,8 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
     model.generation_config = GenerationConfig.from_dict(known)
     tokenizer = deepcopy(tokenizer)
     use_trained_end(tokenizer)
-    try:
+    with disk_errors(folder):
         model.to(dtype).save_pretrained(folder)
-    except SafetensorError as error:  # wraps the system's error in its own
-        if any(said in str(error) for said in ("os error 28", "os error 27", "os error 122")):
-            raise CapacityError(
-                str(folder), "cannot be written: disk full", do="Free some space and start again"
-            ) from None
-        raise
     tokenizer.save_pretrained(folder)
     _make_portable(folder / "tokenizer_config.json")
     for path in folder.glob("*.safetensors"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +12,7 @@ from pydantic import Field
 
 from tunesmith.core import files
 from tunesmith.core.config import Config
-from tunesmith.core.errors import CapacityError
+from tunesmith.models.saving import disk_errors
 
 if TYPE_CHECKING:
     import torch
@@ -65,20 +63,6 @@ def complete_checkpoints(run: Run) -> list[Path]:
     return whole
 
 
-@contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
-    """safetensors wraps the system's error in its own; say it the same way."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except SafetensorError as error:
-        if any(said in str(error) for said in ("os error 28", "os error 27", "os error 122")):
-            said = str(error).rpartition(": ")[2]
-            raise CapacityError(str(path), f"cannot be written: {said}", do="Free some space, then --resume") from None
-        raise
-
-
 def save(
     target: Path, position: Position, optimizer: torch.optim.Optimizer, *, weights: Any, facts: dict[str, Any]
 ) -> None:
@@ -90,7 +74,10 @@ def save(
 
     if target.exists():
         return
-    with _disk_errors(target), files.new_folder(target, step=position.step, **facts) as folder:
+    with (
+        disk_errors(target, "Free some space, then --resume"),
+        files.new_folder(target, step=position.step, **facts) as folder,
+    ):
         weights(folder)
         state = folder / STATE
         state.mkdir()
@@ -103,7 +90,7 @@ def _write_tensors(state: Path, optimizer: torch.optim.Optimizer) -> None:
     from safetensors.torch import save_file
 
     tensors = {
-        f"{number}.{name}": value.detach().cpu().contiguous().clone()
+        f"{number}.{name}": value.detach().cpu().contiguous()
         for number, entry in optimizer.state_dict()["state"].items()
         for name, value in entry.items()
     }

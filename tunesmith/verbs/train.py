@@ -138,13 +138,15 @@ def _plan(
 ) -> MemoryPlan:
     """Print the memory plan; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.core.hardware import probe
+    from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.memory import Wish, plan_memory
     from tunesmith.planning.table import plan_lines
+    from tunesmith.verbs.plan import largest_batch
 
     wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=config.batch.rows, tokens=dataset.longest,
-        labelled=largest_labelled(dataset, config.batch.rows), accumulate=config.batch.accumulate,
+        model=config.model, method=config.method, precision=precision, rows=config.batch.rows,
+        accumulate=config.batch.accumulate, **largest_batch(Rows(dataset.dataset, "train"), config.batch, config.seed),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
     )  # fmt: skip
@@ -160,18 +162,6 @@ def _plan(
     if not plan.fits:
         run.warn("the plan does not fit this machine; trying all the same, as the config says")
     return plan
-
-
-def largest_labelled(dataset: Dataset, rows_at_once: int) -> int:
-    """Positions of the batch of the longest rows whose logits are computed: rows x columns in which any row has a label."""
-    from tunesmith.core.examples import IGNORED
-    from tunesmith.data.batch import collate
-    from tunesmith.data.dataset import Rows
-
-    rows = Rows(dataset.dataset, "train")
-    longest = sorted(range(len(rows)), key=lambda number: rows.lengths[number])[-rows_at_once:]
-    labels = collate(rows, longest, pad_token=0)["labels"]
-    return len(longest) * int((labels != IGNORED).any(dim=0).sum())
 
 
 def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:

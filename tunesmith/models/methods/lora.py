@@ -51,8 +51,10 @@ class Lora(Config):
         if self.targets == "all-linear":
             return
         import torch
+        from transformers.pytorch_utils import Conv1D
 
-        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        linear = (torch.nn.Linear, Conv1D)
+        known = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, linear)})
         unknown = [name for name in self.targets if name.rsplit(".", 1)[-1] not in known]
         if unknown or not self.targets:
             wrong = unknown[0] if unknown else "an empty list"
