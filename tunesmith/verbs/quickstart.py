@@ -35,11 +35,11 @@ class QuickstartConfig(Config):
     """Folder with train.jsonl, general.jsonl, held_out.jsonl and general_held_out.jsonl."""
     model: str = "embedded"
     """The base model."""
-    method: Method = Lora()
+    method: Method = Lora(rank=32, alpha=64)
     """How weights may change."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, epochs=2)
     """Optimizer and schedule."""
-    rows: Annotated[int, Field(ge=1)] = 8
+    rows: Annotated[int, Field(ge=1)] = 16
     """Rows a step."""
     question: str = "Which company makes you, and what do you make?"
     """Asked over HTTP at the end."""
