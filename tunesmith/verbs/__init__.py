@@ -46,7 +46,10 @@ def perform(
 ) -> tuple[Any, Path]:
     """Run a verb in its run folder. Returns the artifact and the folder; errors are noted there and raised."""
     from tunesmith.core.artifacts import as_result
+    from tunesmith.core.hardware import wait_without_spinning
     from tunesmith.core.run import Run
+
+    wait_without_spinning()
 
     module = verb_module(verb)
     run = Run.start(verb, config, out, resume=resume, quiet=quiet, screen_is_stderr=screen_is_stderr)
