@@ -45,12 +45,13 @@ def probe() -> Machine:
 
 
 def wait_without_spinning() -> None:
-    """Let OpenMP threads sleep while they wait; to be called before torch is loaded, a choice in the environment stays.
+    """Let OpenMP threads spin briefly, then sleep while they wait; call before torch is loaded. The environment goes first.
 
-    Threads that spin are fine on an idle machine and a disaster beside anything else: on 2 cores with one other busy
-    process the transformers engine made 0.5 tokens a second spinning and 29 sleeping, a training step took 8 s and 5 s.
+    Threads that spin long are fine on an idle machine and a disaster beside anything else; threads that never spin
+    cost a quarter of the speed of an idle one (docs/decisions/004).
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def peak_memory_bytes() -> int:
