@@ -25,14 +25,15 @@ SUBJECT = "examples"
 TRAIN, GENERAL, HELD_OUT, GENERAL_HELD_OUT = (
     "train.jsonl", "general.jsonl", "held_out.jsonl", "general_held_out.jsonl"
 )  # fmt: skip
-EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kettle" / "en"
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 class QuickstartConfig(Config):
     """A tour; every chapter is a verb of its own that you can run with your own data."""
 
-    examples: Path = EXAMPLES
-    """Folder with train.jsonl, general.jsonl, held_out.jsonl and general_held_out.jsonl."""
+    examples: Path = Path("examples/kettle/en")
+    """Folder with train.jsonl, general.jsonl, held_out.jsonl and general_held_out.jsonl; looked for here, then in the
+    checkout that Tunesmith runs from."""
     model: str = "embedded"
     """The base model."""
     method: Method = Lora(rank=32, alpha=64)
@@ -89,6 +90,7 @@ def run(config: QuickstartConfig, run: Run) -> Quickstart:
     from tunesmith.core.artifacts import as_result
     from tunesmith.evaluation.story import story_page
 
+    config = config.model_copy(update={"examples": _examples(config.examples)})
     missing = [n for n in (TRAIN, GENERAL, HELD_OUT, GENERAL_HELD_OUT) if not (config.examples / n).is_file()]
     if missing:
         raise DataError(str(config.examples), f"has no {missing[0]}", do="Give the folder of the examples")
@@ -102,6 +104,10 @@ def run(config: QuickstartConfig, run: Run) -> Quickstart:
     files.write_text(run.folder / "report.html", story_page(as_result(made), run.folder))
     _tell_end(run, made)
     return made
+
+
+def _examples(folder: Path) -> Path:
+    return folder if folder.is_dir() or not (CHECKOUT / folder).is_dir() else CHECKOUT / folder
 
 
 def _train(config: QuickstartConfig, story: _Story) -> Training:
