@@ -52,7 +52,7 @@ def preview(config: QuickstartConfig) -> str:
     """What would happen, in words."""
     return (
         f"train {config.model} on {config.examples}, evaluate before against after, export and prove, serve one answer; "
-        f"about four minutes on two cores with the embedded model"
+        f"about five minutes on two idle cores with the embedded model"
     )
 
 
