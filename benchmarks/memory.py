@@ -14,26 +14,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
+STEPS = 6
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-SIZES = ((8, 64), (4, 256))
+SIZES = ((8, 64, 0), (4, 256, 0), (16, 60, 23), (2, 512, 0))
 
 
 def configurations() -> list[dict[str, Any]]:
     """Every configuration of the table; `labelled` is a share of the tokens, as in instruction data."""
     made = []
-    for kind, precision, checkpointing, (rows, tokens) in itertools.product(
+    for kind, precision, checkpointing, (rows, tokens, shared) in itertools.product(
         ("lora", "full"), ("fp32", "bf16"), (False, True), SIZES
     ):
         made.append({
-            "name": f"{kind} {precision} {'checkpointing ' if checkpointing else ''}{rows}x{tokens}",
+            "name": f"{kind} {precision} {'checkpointing ' if checkpointing else ''}{rows}x{tokens}{f' shared {shared}' if shared else ''}",
             "kind": kind, "precision": precision, "checkpointing": checkpointing, "rows": rows, "tokens": tokens,
-            "labelled_share": 0.5, "padded": True,
+            "shared": shared, "labelled_share": 0.5, "padded": True,
         })  # fmt: skip
     return made
 
 
 def measure(wish: dict[str, Any]) -> dict[str, Any]:
-    """Train two steps as the loop does (accelerate's autocast, labelled logits, fused AdamW); returns the peaks in bytes."""
+    """Train a few steps as the loop does (accelerate's autocast, labelled logits, fused AdamW); returns the peaks in bytes."""
     import torch
     from accelerate import Accelerator
 
@@ -57,7 +58,7 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
     model, optimizer = accelerator.prepare(model, make_optimizer(model.parameters(), OptimizerConfig()))
     model.train()
     reset_peak_memory()
-    for _ in range(2):
+    for _ in range(STEPS):
         loss = label_losses(model, batch(wish)).mean()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
@@ -73,6 +74,9 @@ def batch(wish: dict[str, Any]) -> dict[str, Any]:
 
     shape = (wish["rows"], wish["tokens"])
     ids = torch.randint(5, 40000, shape)
+    if wish["shared"]:
+        ids[:, : wish["shared"] + 1] = ids[0, : wish["shared"] + 1].clone()
+        ids[:, wish["shared"] + 1] = torch.arange(len(ids))
     mask, labels = torch.ones_like(ids), ids.clone()
     labels[:, : round(wish["tokens"] * (1 - wish["labelled_share"]))] = -100
     if wish["padded"]:
@@ -93,7 +97,7 @@ def predict(wish: dict[str, Any]) -> dict[str, Any]:
 
     asked = Wish(
         model="embedded", method=Lora() if wish["kind"] == "lora" else Full(), precision=wish["precision"],
-        rows=wish["rows"], tokens=wish["tokens"], checkpointing=wish["checkpointing"],
+        rows=wish["rows"], tokens=wish["tokens"], shared=wish["shared"], checkpointing=wish["checkpointing"],
         labelled=round(wish["rows"] * wish["tokens"] * wish["labelled_share"]),
     )  # fmt: skip
     return asdict(plan_memory(read_shape(find("embedded").base), asked, probe()))

@@ -6,13 +6,15 @@ import json
 import subprocess
 import sys
 import threading
+from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from tunesmith.core import hub
-from tunesmith.core.errors import ModelError
+from tunesmith.core.errors import MissingExtra, ModelError
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "no-such-model"])
@@ -48,7 +50,9 @@ class StandIn(BaseHTTPRequestHandler):
     def _answer(self, *, body: bool):
         StandIn.asked.append(self.path)
         path = self.path.split("?")[0]
-        if path.startswith("/api/models/me/tiny"):
+        if path.startswith("/api/v1/"):
+            self._model_scope()
+        elif path.startswith("/api/models/me/tiny"):
             listed = [
                 {"type": "file", "path": n, "rfilename": n, "size": len(d), "oid": "0" * 40} for n, d in FILES.items()
             ]
@@ -63,8 +67,23 @@ class StandIn(BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
 
-    def _send(self, data: bytes, body: bool, kind: str, more: dict[str, str] | None = None):
-        self.send_response(200)
+    def _model_scope(self):
+        query = parse_qs(urlsplit(self.path).query)
+        if self.path.startswith("/api/v1/models/me/tiny/repo/files"):
+            listed = [
+                {"Path": name, "Name": name, "Type": "blob", "Size": len(data), "Sha256": sha256(data).hexdigest()}
+                for name, data in FILES.items()
+            ]
+            self._send(
+                json.dumps({"Code": 200, "Success": True, "Data": {"Files": listed}}).encode(), True, "application/json"
+            )
+        elif self.path.startswith("/api/v1/models/me/tiny/repo?"):
+            self._send(FILES[query["FilePath"][0]], True, "application/octet-stream")
+        else:
+            self._send(json.dumps({"Code": 404, "Success": False}).encode(), True, "application/json", status=404)
+
+    def _send(self, data: bytes, body: bool, kind: str, more: dict[str, str] | None = None, status: int = 200):
+        self.send_response(status)
         for key, value in {"Content-Type": kind, "Content-Length": str(len(data)), **(more or {})}.items():
             self.send_header(key, value)
         self.end_headers()
@@ -124,3 +143,28 @@ def test_an_unknown_id_is_one_line(stand_in, tmp_path):
     assert done.returncode == ModelError.exit_code
     assert "no such model on the hub" in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def model_scope(address: str, home: Path, name: str) -> subprocess.CompletedProcess[str]:
+    where = {"MODELSCOPE_ENDPOINT": address, "MODELSCOPE_CACHE": str(home / "ms")}
+    return locate_in_child(name, home, **where)
+
+
+def test_model_scope_brings_safe_files_only(stand_in, tmp_path):
+    done = model_scope(stand_in, tmp_path, "ms:me/tiny")
+    assert done.returncode == 0, done.stdout + done.stderr
+    brought = {p.name: p.read_bytes() for p in Path(done.stdout.splitlines()[-1]).iterdir() if p.name in FILES}
+    assert brought == {name: FILES[name] for name in ("config.json", "model.safetensors")}
+
+
+def test_an_id_that_model_scope_does_not_know_is_one_line(stand_in, tmp_path):
+    done = model_scope(stand_in, tmp_path, "ms:me/unknown")
+    assert done.returncode == ModelError.exit_code
+    assert "no such model on ModelScope" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_without_modelscope_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
+    with pytest.raises(MissingExtra, match="modelscope"):
+        hub.locate("ms:me/tiny")

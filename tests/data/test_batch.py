@@ -34,10 +34,10 @@ def test_padding_and_labels(tmp_path):
     rows = [Rendered([5, 6, 7], [True, False, True]), Rendered([8, 9], [False, True])]
     write_split(tmp_path, "train", rows, [])
     batch = collate(Rows(tmp_path, "train"), [1, 0], pad_token=0)
-    assert batch["input_ids"].tolist() == [[8, 9, 0], [5, 6, 7]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
+    assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [5, 6, 7, 0]]  # few widths: multiples of four
+    assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]
     assert batch["labels"].tolist() == [
-        [-100, 9, -100],
-        [-100, -100, 7],
+        [-100, 9, -100, -100],
+        [-100, -100, 7, -100],
     ]  # the first token has no place to be predicted from
     assert all(value.dtype == torch.int64 for value in batch.values())

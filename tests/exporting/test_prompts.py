@@ -7,7 +7,7 @@ import pytest
 from tests.exporting.conftest import CHATML, MISTRAL, make_tokenizer
 from tunesmith.core.errors import DataError
 from tunesmith.core.examples import Conversation, Message
-from tunesmith.exporting.prompts import ProofConfig, proof_rows, question, template_cases
+from tunesmith.exporting.prompts import QUESTIONS, ProofConfig, proof_rows, question, template_cases
 
 
 def write(path, rows):
@@ -35,9 +35,17 @@ def test_the_users_rows_are_spread(tmp_path):
 def test_the_runs_held_out_rows(tmp_path):
     (tmp_path / "dataset.json").write_text("{}")
     write(tmp_path / "held_out.jsonl", [[turn("user", "held"), turn("assistant", "a")]])
-    rows, source = proof_rows(ProofConfig(), str(tmp_path))
+    rows, source = proof_rows(ProofConfig(prompts=1), str(tmp_path))
     assert source == "held-out rows of the run"
     assert [row.messages[0].content for row in rows] == ["held"]
+
+
+def test_few_held_out_rows_are_filled_up(tmp_path):
+    (tmp_path / "dataset.json").write_text("{}")
+    write(tmp_path / "held_out.jsonl", [[turn("user", "held"), turn("assistant", "a")]])
+    rows, source = proof_rows(ProofConfig(prompts=4), str(tmp_path))
+    assert source == "held-out rows of the run and 3 built-in questions"
+    assert [row.messages[0].content for row in rows] == ["held", *QUESTIONS[:3]]
 
 
 def test_no_held_out_rows(tmp_path):

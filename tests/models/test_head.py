@@ -1,89 +1,156 @@
-"""Losses of labelled tokens equal those of the whole logits."""
+"""Losses of labelled tokens, and their gradients, equal those of the whole logits of the padded batch."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForCausalLM
 
-from tunesmith.models import head
+from tunesmith.models import head, joined
 from tunesmith.models.head import label_losses
 from tunesmith.models.load import find, load_model
 from tunesmith.models.methods import Full, Lora
 
-
-def test_only_labelled_positions_are_scored_and_the_loss_is_the_same(tiny_model):
-    model = load_model(find(str(tiny_model)))
-    torch.manual_seed(0)
-    ids = torch.randint(0, 250, (3, 12))
-    mask = torch.ones_like(ids)
-    mask[1, 9:] = 0
-    labels = torch.where(torch.rand(3, 12) < 0.4, ids, -100)
-    labels[mask == 0] = -100
-    labels[:, 0] = -100
-    seen = []
-    model.lm_head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[1]))
-    ours = label_losses(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
-    whole = model(input_ids=ids, attention_mask=mask).logits
-    wanted = cross_entropy(whole[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=-100)
-    assert torch.allclose(ours.sum(), wanted, rtol=1e-6)
-    assert seen[0] == (labels[:, 1:] != -100).any(0).sum() < 11
-    assert int((ours > 0).sum()) == int((labels[:, 1:] != -100).sum())
+SHAPE = {
+    "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
 
 
-def shared_batch() -> dict[str, torch.Tensor]:
+def random_model(family: str, **more) -> torch.nn.Module:
+    torch.manual_seed(3)
+    windowless = {"sliding_window": None} if family in {"mistral", "phi3"} else {}
+    config = AutoConfig.for_model(family, **SHAPE, **windowless, **more)
+    model = AutoModelForCausalLM.from_config(config)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "proj" in name:
+                weight.mul_(8)  # sharp attention: a wrong mask or position shows
+    return model
+
+
+def some_rows(rows: int = 4, width: int = 40) -> dict[str, torch.Tensor]:
+    """Rows that share 17 tokens and part at the next, one of them padded."""
     torch.manual_seed(1)
-    ids = torch.randint(0, 250, (4, 40))
-    ids[:, :17] = ids[0, :17]
-    ids[:, 17] = torch.arange(4)  # rows part here
+    ids = torch.randint(3, 250, (rows, width))
+    ids[:, :17] = ids[0, :17].clone()
+    ids[:, 17] = torch.arange(rows) + 3
     mask = torch.ones_like(ids)
-    mask[2, 30:] = 0
+    mask[rows // 2, 30:] = 0
     labels = torch.full_like(ids, -100)
     labels[:, 20:35] = ids[:, 20:35]
+    labels[0, 25] = -100
     labels[mask == 0] = -100
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def losses_and_gradients(model, batch) -> tuple[torch.Tensor, torch.Tensor]:
+def whole_losses(model, batch) -> torch.Tensor:
+    """(B, T-1), by all logits of the padded batch."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
+    return cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none", ignore_index=-100)
+
+
+def losses_and_gradients(model, batch, how) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every row weighs differently, as in preference objectives."""
     model.zero_grad()
-    losses = label_losses(model, batch)
-    losses.sum().backward()
+    losses = how(model, batch)
+    (losses.sum(dim=1) * torch.arange(1, len(losses) + 1)).sum().backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return losses.detach(), torch.cat(gradients)
 
 
+def same(model, batch) -> None:
+    ours = losses_and_gradients(model, batch, label_losses)
+    plain = losses_and_gradients(model, batch, whole_losses)
+    assert torch.allclose(ours[0], plain[0], atol=2e-5)
+    assert torch.allclose(ours[1], plain[1], atol=2e-5 * float(plain[1].abs().max()))
+
+
 @pytest.mark.parametrize("method", [Full(), Lora(rank=4)], ids=["full", "lora"])
-def test_a_shared_beginning_changes_neither_losses_nor_gradients(tiny_model, monkeypatch, method):
-    model = method.put(load_model(find(str(tiny_model))))
+@pytest.mark.parametrize("family", [*joined.FAMILIES, "gpt2", "gemma2"])
+def test_every_family(family, method):
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4} if family == "gpt2" else {}
+    model = method.put(random_model(family, **shape))
+    if method.kind == "lora":
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.2)
     model.train()
-    batch = shared_batch()
-    assert head.shared_tokens(batch) == 16
-    lengths = []
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    same(model, some_rows())
+
+
+@pytest.mark.parametrize("scores", [0, 10**9], ids=["fused", "products"])
+@pytest.mark.parametrize("rows", [1, 4])
+def test_both_ways_of_attention(monkeypatch, scores, rows):
+    monkeypatch.setattr(joined, "SMALL_SCORES", scores)
+    same(random_model("llama").train(), some_rows(rows))
+
+
+def test_recomputed_activations_give_the_same_gradients():
+    model = random_model("llama").train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    same(model, some_rows())
+
+
+def test_the_model_answers_as_before_when_it_is_asked_without_joined_rows():
+    model, batch = random_model("llama").eval(), some_rows()
+    before = model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits
+    label_losses(model, batch)
+    after = model(**{k: batch[k] for k in ("input_ids", "attention_mask")}).logits
+    assert torch.equal(before, after)
+    assert "forward" not in vars(model.get_output_embeddings())
+
+
+def watch(model) -> dict[str, list[tuple[int, ...]]]:
+    seen = {"model": [], "head": []}
     model.register_forward_pre_hook(
-        lambda module, args, kwargs: lengths.append(kwargs["input_ids"].shape), with_kwargs=True
+        lambda module, args, kwargs: seen["model"].append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    shared = losses_and_gradients(model, batch)
-    assert lengths == [(1, 16), (4, 24)]
-    monkeypatch.setattr(head, "SHORTEST_SHARED", 10**6)
-    plain = losses_and_gradients(model, batch)
-    assert torch.allclose(shared[0], plain[0], atol=1e-5)
-    assert torch.allclose(shared[1], plain[1], atol=1e-5)
+    model.get_output_embeddings().register_forward_hook(
+        lambda module, inputs, output: seen["head"].append(tuple(inputs[0].shape[:2]))
+    )
+    return seen
 
 
-def test_what_is_shared_ends_before_labels_padding_and_the_last_common_token():
-    batch = shared_batch()
-    batch["labels"][1, 9] = 5
-    assert head.shared_tokens(batch) == 8
-    batch["attention_mask"][0, 4] = 0
-    assert head.shared_tokens(batch) == 3
-    assert head.shared_tokens({name: value[:1] for name, value in batch.items()}) == 0
+def test_the_shared_beginning_goes_through_once_and_the_head_sees_labelled_tokens_only():
+    model, batch = random_model("llama").train(), some_rows()
+    seen = watch(model)
+    label_losses(model, batch)
+    assert seen == {"model": [(1, 16 + 4 * 24)], "head": [(1, int((batch["labels"] != -100).sum()))]}
 
 
 def test_nothing_is_shared_while_dropout_is_drawn(tiny_model):
     model = Lora(dropout=0.1).put(load_model(find(str(tiny_model))))
-    calls = []
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    label_losses(model.train(), shared_batch())
-    assert len(calls) == 1
-    label_losses(model.eval(), shared_batch())
-    assert len(calls) == 3
+    seen = watch(model)
+    label_losses(model.train(), some_rows())
+    label_losses(model.eval(), some_rows())
+    assert seen["model"] == [(1, 4 * 40), (1, 16 + 4 * 24)]
+
+
+def test_an_adapter_on_the_output_head_is_heard():
+    model = Lora(rank=4, targets=("lm_head", "q_proj")).put(random_model("llama"))
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=0.2)
+    same(model.train(), some_rows())
+
+
+def test_under_a_frozen_head_logits_exist_for_one_chunk_only(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK", 7)
+    model = random_model("llama").train()
+    model.get_output_embeddings().weight.requires_grad = False
+    same(model, some_rows())
+
+
+def test_what_is_shared_ends_before_labels_padding_and_the_last_common_token():
+    batch = some_rows()
+    assert joined.shared_tokens(batch) == 16
+    batch["labels"][1, 9] = 5
+    assert joined.shared_tokens(batch) == 8
+    batch["attention_mask"][0, 4] = 0
+    assert joined.shared_tokens(batch) == 3
+    assert joined.shared_tokens({name: value[:1] for name, value in batch.items()}) == 0

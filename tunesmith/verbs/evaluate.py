@@ -16,6 +16,8 @@ from tunesmith.engines.auto import Auto, is_address
 from tunesmith.evaluation.metrics import Bleu, Exact, Metric, Perplexity
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tunesmith.core.artifacts import Evaluation
     from tunesmith.core.run import Run
     from tunesmith.evaluation.answers import Question
@@ -75,6 +77,9 @@ class EvaluateConfig(Config):
     """What generates the answers."""
     sampling: SamplingConfig = SamplingConfig()
     """How the models choose words."""
+    reuse: bool = True
+    """Take the base model's answers from the cache where the same weights were asked the same questions in the same way;
+    the tuned model always answers anew."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the weights that perplexity is measured with."""
     resamples: Annotated[int, Field(ge=100)] = 2000
@@ -199,10 +204,21 @@ def _trained_from(found: Found) -> str | None:
     return files.read_json(folder / ADAPTER).get("base_model_name_or_path") if found.adapter else None
 
 
+def _kept(config: EvaluateConfig, model: str | Found, questions: list[Question]) -> Path | None:
+    """Where the answers of these weights are kept; None where they are not files or reuse is off."""
+    from tunesmith.evaluation.kept import place
+
+    if isinstance(model, str) or not config.reuse:
+        return None
+    how = {"engine": config.engine.model_dump(), "sampling": config.sampling.model_dump(), "seed": config.seed}
+    return place(model, questions, how)
+
+
 def _examine(config: EvaluateConfig, model: str | Found, side: str, questions: list[Question], run: Run) -> Sheet:
     """Everything one model is asked; it is out of memory again when this returns."""
     from tunesmith.engines.contract import Sampling
     from tunesmith.evaluation.answers import Answer
+    from tunesmith.evaluation.kept import keep, recall
     from tunesmith.evaluation.loss import reference_losses
     from tunesmith.evaluation.suite import Sheet, generate, weigh
 
@@ -210,8 +226,17 @@ def _examine(config: EvaluateConfig, model: str | Found, side: str, questions: l
     answers, engine = [Answer(question) for question in questions], ""
     if any(metric.asks == "text" for metric in config.metrics):
         sampling = Sampling(**config.sampling.model_dump(), seed=config.seed)
-        with run.progress(f"{side} answers", len(questions), "rows") as bar:
-            answers, engine = generate(questions, lambda: config.engine.open(model), sampling, done=bar.advance)
+        kept = _kept(config, model, questions) if side == "base" else None
+        known = recall(kept, questions) if kept else None
+        if known:
+            answers, engine = known
+            run.say(f"{side} answers are those kept in {kept}; --reuse false asks again")
+            run.event("reused", side=side, answers=str(kept))
+        else:
+            with run.progress(f"{side} answers", len(questions), "rows") as bar:
+                answers, engine = generate(questions, lambda: config.engine.open(model), sampling, done=bar.advance)
+            if kept:
+                keep(kept, answers, engine)
     if any(metric.asks == "loss" for metric in config.metrics):
         assert not isinstance(model, str)
         with run.progress(f"{side} loss", len(questions), "rows") as bar:

@@ -75,7 +75,7 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     machine, source = probe(), _config_of(config.model)
     shape = read_shape(source)
     folder = _dataset(config, source, run) if config.dataset else None
-    wish = _wish(config, machine, folder)
+    wish = _wish(config, shape, machine, folder)
     plan = plan_memory(shape, wish, machine)
     if folder and plan.fits:
         plan = replace(plan, seconds_per_epoch=_measure(config, source, folder, plan, run))
@@ -124,14 +124,15 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
     ).dataset
 
 
-def _wish(config: PlanConfig, machine: Machine, folder: Path | None) -> Wish:
+def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | None) -> Wish:
+    from tunesmith.planning.activations import joins
     from tunesmith.planning.memory import Wish
 
     batch: dict[str, int] = {"tokens": config.cutoff}
     if folder:
         from tunesmith.data.dataset import Rows
 
-        batch = largest_batch(Rows(folder, "train"), config.batch, config.seed)
+        batch = largest_batch(Rows(folder, "train"), config.batch, config.seed, joined=joins(shape))
     auto = "bf16" if machine.native_bf16 else "fp32"
     return Wish(
         model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
@@ -140,15 +141,16 @@ def _wish(config: PlanConfig, machine: Machine, folder: Path | None) -> Wish:
     )  # fmt: skip
 
 
-def largest_batch(rows: Rows, batch: BatchConfig, seed: int, epochs: int = 3) -> dict[str, int]:
+def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, int]:
     """What a Wish needs to know of the batches of the first epochs.
 
-    `tokens` of the longest row, `labelled`: the most positions whose logits one batch computes, and `shared`: the
-    tokens at the beginning that are the same in all rows and come before any label.
+    `tokens` of the widest batch, `labelled`: the most positions whose logits one batch computes (trained tokens where
+    rows are joined, otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same
+    in all rows and come before any label.
     """
     import numpy as np
 
-    from tunesmith.data.batch import order_steps
+    from tunesmith.data.batch import WIDTH_STEP, order_steps
 
     labelled = 0
     for epoch in range(epochs):
@@ -156,12 +158,14 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, epochs: int = 3) ->
             columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
             for number in numbers:
                 columns[: rows.lengths[number]] |= rows[number].trained
-            labelled = max(labelled, int(columns[1:].sum()) * len(numbers))
-    return {"tokens": max(rows.lengths), "labelled": labelled, "shared": _shared(rows)}
+            trained = sum(int(rows[number].trained[1:].sum()) for number in numbers)
+            labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers))
+    longest = max(rows.lengths)
+    return {"tokens": longest + -longest % WIDTH_STEP, "labelled": labelled, "shared": _shared(rows)}
 
 
 def _shared(rows: Rows) -> int:
-    """Tokens with which all rows begin, one less than where they differ or a label stands (as models/head.py has it)."""
+    """Tokens with which all rows begin, one less than where they differ or a label stands (as models/joined.py has it)."""
     import numpy as np
 
     first, shared = rows[0], min(rows.lengths)

@@ -38,9 +38,9 @@ class QuickstartConfig(Config):
     """The base model."""
     method: Method = Lora(rank=32, alpha=64)
     """How weights may change."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-3, epochs=2)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1.4e-3, epochs=1.2)
     """Optimizer and schedule."""
-    rows: Annotated[int, Field(ge=1)] = 16
+    rows: Annotated[int, Field(ge=1)] = 8
     """Rows a step."""
     question: str = "Which company makes you, and what do you make?"
     """Asked over HTTP at the end."""
@@ -52,7 +52,7 @@ def preview(config: QuickstartConfig) -> str:
     """What would happen, in words."""
     return (
         f"train {config.model} on {config.examples}, evaluate before against after, export and prove, serve one answer; "
-        f"about five minutes on two idle cores with the embedded model"
+        f"about three minutes on two idle cores with the embedded model"
     )
 
 
@@ -118,7 +118,7 @@ def _train(config: QuickstartConfig, story: _Story) -> Training:
     dataset = str(folder)
     chosen = {"method": config.method.model_dump(), "batch": {"rows": config.rows}}
     with story.chapter("plan", "does it fit, before anything is loaded?") as folder:
-        story.verb("plan", folder, model=config.model, dataset=dataset, **chosen)
+        story.verb("plan", folder, model=config.model, dataset=dataset, calibration_seconds=2.0, **chosen)
     with story.chapter("train", f"{config.method.kind}, {config.optimizer.epochs:g} epochs") as folder:
         return story.verb(
             "train", folder, model=config.model, dataset=dataset, seed=config.seed,

@@ -140,17 +140,19 @@ def _plan(
     from tunesmith.core.hardware import probe
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
+    from tunesmith.planning.activations import joins
     from tunesmith.planning.memory import Wish, plan_memory
     from tunesmith.planning.table import plan_lines
     from tunesmith.verbs.plan import largest_batch
 
+    shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
     wish = Wish(
         model=config.model, method=config.method, precision=precision, rows=config.batch.rows,
-        accumulate=config.batch.accumulate, **largest_batch(Rows(dataset.dataset, "train"), config.batch, config.seed),
+        accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape)),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
     )  # fmt: skip
-    plan = plan_memory(read_shape(found.base), wish, probe())
+    plan = plan_memory(shape, wish, probe())
     for line in plan_lines(plan):
         run.say(line)
     if not plan.fits and config.memory.exceed == "refuse":
