@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEPS = 6
+STEPS = 4
 RESULTS = Path(__file__).parent / "results" / "memory.json"
-SIZES = ((8, 64, 0), (4, 256, 0), (16, 60, 23), (2, 512, 0))
+SIZES = ((8, 64, 0), (4, 256, 0), (16, 60, 23))
 
 
 def configurations() -> list[dict[str, Any]]:

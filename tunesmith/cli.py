@@ -150,7 +150,9 @@ def _take(typed: Words, name: str, value: str) -> None:
     if name == "out":
         typed.out = value
     else:
-        typed.overrides.append((name.replace("-", "_"), parse_yaml(value, f"--{name}")))
+        read = parse_yaml(value, f"--{name}")
+        is_text = isinstance(read, dict) and not value.lstrip().startswith("{")  # `::`, `a: b`
+        typed.overrides.append((name.replace("-", "_"), value if is_text else read))
 
 
 def _meant_flag(name: str) -> str:

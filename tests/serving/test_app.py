@@ -11,7 +11,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.serving.conftest import Running, running
+from tests.serving.conftest import Running, running, wait_until
 from tunesmith.engines.echo import Echo
 
 HELLO = [{"role": "user", "content": "alpha beta gamma delta"}]
@@ -29,6 +29,30 @@ def events(server: Running, path: str, body: dict) -> list[str]:
     parts = text.split("\n\n")[:-1]
     assert all(part.startswith("data: ") and "\n" not in part for part in parts)
     return [part.removeprefix("data: ") for part in parts]
+
+
+def test_silence_is_filled_with_comments(monkeypatch):
+    monkeypatch.setattr("tunesmith.serving.answers.KEEP_ALIVE_SECONDS", 0.05)
+    body = {"model": "tiny", "messages": HELLO, "stream": True}
+    with running(Echo(delay_seconds=0.3).open("tiny")) as server:
+        text = post(server, body).text
+        said = [
+            chunk.choices[0].delta.content for chunk in server.client().chat.completions.create(**body) if chunk.choices
+        ]
+    assert text.count(": keep-alive\n\n") > 8
+    assert text.endswith("data: [DONE]\n\n")
+    assert "".join(part or "" for part in said) == "alpha beta gamma delta"
+
+
+def test_a_client_that_leaves_in_the_silence_frees_its_place(monkeypatch):
+    monkeypatch.setattr("tunesmith.serving.answers.KEEP_ALIVE_SECONDS", 0.05)
+    with running(Echo(delay_seconds=30).open("tiny")) as server:
+        url = server.address + "/v1/chat/completions"
+        body = {"model": "tiny", "messages": HELLO, "stream": True}
+        with httpx2.stream("POST", url, json=body, trust_env=False) as response:
+            assert next(response.iter_raw()) == b": keep-alive\n\n"
+            assert server.engine.running == 1
+        wait_until(lambda: server.engine.running == 0)
 
 
 def post(server: Running, body: dict, path: str = "/v1/chat/completions", **headers: str) -> httpx2.Response:

@@ -18,6 +18,15 @@ def test_words_are_taken_apart():
     assert typed.overrides == [("method.rank", 3), ("max_lost", 0.1)]
 
 
+@pytest.mark.parametrize("typed", ["::", "::1", "who: are you?"])
+def test_a_colon_makes_no_mapping(typed):
+    assert cli.parse(["--host", typed], "serve").overrides == [("host", typed)]
+
+
+def test_braces_make_a_mapping():
+    assert cli.parse(["--method", "{kind: full}"], "train").overrides == [("method", {"kind": "full"})]
+
+
 def test_json_prints_the_result_and_nothing_else(tmp_path, tiny_model, rows_file, capsys):
     words = ["prepare", str(rows_file), "--model", str(tiny_model), "--out", str(tmp_path / "run"), "--json"]
     assert cli.main(words) == 0

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastapi.responses import JSONResponse, Response
 
@@ -72,8 +72,13 @@ class Bounds:
         self.place, self.seconds, self.closing = place, seconds, closing
 
 
+KEEP_ALIVE_SECONDS = 15.0
+"""Silence after which a comment is sent, so that no proxy between takes the connection for dead."""
+_END = object()
+
+
 class EventStream(Response):
-    """Server-sent events. An error before the first event is an HTTP error, a later one an event with `error`."""
+    """Server-sent events. An error before anything was sent is an HTTP error, a later one an event with `error`."""
 
     media_type = "text/event-stream"
 
@@ -95,17 +100,39 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": b""})
 
     async def _send_all(self, send: Send) -> None:
-        async with aclosing(self._events) as events:
+        async with aclosing(_with_pauses(self._events)) as events:
             async for event in events:
                 if not self._is_open:
                     await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
                     self._is_open = True
-                await self._write(send, json.dumps(event, ensure_ascii=False))
+                if event is None:
+                    await send({"type": "http.response.body", "body": b": keep-alive\n\n", "more_body": True})
+                else:
+                    await self._write(send, json.dumps(event, ensure_ascii=False))
         await self._write(send, "[DONE]")
         await send({"type": "http.response.body", "body": b""})
 
     async def _write(self, send: Send, data: str) -> None:
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
+
+
+async def _with_pauses(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any] | None, None]:
+    """The events, and None for every KEEP_ALIVE_SECONDS in which none came."""
+    coming: asyncio.Task[Any] | None = None
+    async with aclosing(events):
+        try:
+            while True:
+                coming = asyncio.create_task(cast(Any, anext(events, _END)))
+                while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS))[0]:
+                    yield None
+                event = coming.result()
+                if event is _END:
+                    return
+                yield event
+        finally:
+            if coming:
+                coming.cancel()
+                await asyncio.gather(coming, return_exceptions=True)
 
 
 async def _while_there(receive: Receive, bounds: Bounds, work: Coroutine[Any, Any, T]) -> T:

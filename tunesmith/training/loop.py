@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.core.run import Progress, Run
@@ -69,6 +70,7 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     A resumed run continues after its newest whole checkpoint with the loss series it would have had.
     Raises CapacityError when a checkpoint cannot be written; the ones before stay whole.
     """
+    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - keeps the precision of an earlier run
     accelerator = Accelerator(mixed_precision="bf16" if job.precision == "bf16" else "no")
     torch.manual_seed(job.seed)
     optimizer = make_optimizer(job.model.parameters(), job.optimizer)
