@@ -55,7 +55,7 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loaded = peak_memory_bytes()
     accelerator = Accelerator(mixed_precision="bf16" if wish["precision"] == "bf16" else "no")
-    model, optimizer = accelerator.prepare(model, make_optimizer(model.parameters(), OptimizerConfig()))
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, OptimizerConfig(), method.rate_factor))
     model.train()
     reset_peak_memory()
     for _ in range(STEPS):

@@ -21,7 +21,7 @@ SHAPE = {
 def random_model(family: str, **more) -> torch.nn.Module:
     torch.manual_seed(3)
     windowless = {"sliding_window": None} if family in {"mistral", "phi3"} else {}
-    config = AutoConfig.for_model(family, **SHAPE, **windowless, **more)
+    config = AutoConfig.for_model(family, **{**SHAPE, **windowless, **more})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for name, weight in model.named_parameters():

@@ -78,7 +78,15 @@ def trained_parameters(shape: Shape, method: Full | Lora) -> int:
     """Parameters that get a gradient. Raises UsageError when the method targets a layer that is not there."""
     if isinstance(method, Full):
         return shape.parameters
-    return adapter_parameters(shape, method.rank, method.targets, dora=method.dora)
+    return adapter_parameters(_trained_part(shape, method), method.rank, method.targets, dora=method.dora)
+
+
+def _trained_part(shape: Shape, method: Full | Lora) -> Shape:
+    """The layers that keep anything for a backward pass."""
+    if isinstance(method, Full) or not method.last_layers:
+        return shape
+    method.check_layers(shape.layers)
+    return replace(shape, layers=method.last_layers)
 
 
 def weights_bytes(shape: Shape, method: Full | Lora, precision: str) -> int:
@@ -94,7 +102,8 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     batch = _batch(shape, wish, device)
     layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
     boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
-    kept = (boundary if wish.checkpointing is True else layer) * shape.layers + 2 * boundary
+    layers = _trained_part(shape, wish.method).layers
+    kept = (boundary if wish.checkpointing is True else layer) * layers + 2 * boundary
     head_copy = 2 * shape.vocabulary * shape.hidden if bf16 and wish.method.kind == "full" else 0
     kept += head_copy
     activations = kept + (layer if wish.checkpointing is True else 0)
@@ -109,7 +118,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
         gradients + doubled,  # the end of it: a tied matrix gets its gradient from both sides
     )
     work = 3 * (2 if bf16 else 4) * shape.inner * batch.computed  # gradients inside one layer
-    scatter = _scatter(shape, wish, batch, layer * shape.layers) if device == "cpu" else 0
+    scatter = _scatter(shape, wish, batch, layer * layers) if device == "cpu" else 0
     return Parts(
         weights_bytes=weights_bytes(shape, wish.method, wish.precision), gradients_bytes=gradients,
         optimizer_bytes=8 * trained, activations_bytes=activations, logits_bytes=logits,
@@ -137,7 +146,7 @@ def _scatter(shape: Shape, wish: Wish, batch: Batch, saved_bytes: int) -> int:
     """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
     if isinstance(wish.method, Full):
         return round(SCATTER["layers"] * saved_bytes + SCATTER["gradients"] * 4 * shape.parameters)
-    outputs = sum(linear.outputs for linear in targeted(shape, wish.method.targets))
+    outputs = sum(linear.outputs for linear in targeted(_trained_part(shape, wish.method), wish.method.targets))
     share = SCATTER["outputs again" if wish.checkpointing is True else "outputs"]
     return round(share * outputs * (2 if wish.precision == "bf16" else 4) * batch.computed)
 

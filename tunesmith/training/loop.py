@@ -20,7 +20,7 @@ from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
 from tunesmith.training.held_out import EvaluationConfig, held_out_loss
-from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer
+from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,8 @@ class Job:
     precision: str
     seed: int
     pad_token: int
+    rate_factor: Callable[[str], float]
+    """The method's: name of a parameter -> its learning rate as a multiple of the schedule's."""
     write_weights: Callable[[Any, Path], None]
     read_weights: Callable[[Any, Path], None]
     facts: dict[str, Any] = field(default_factory=dict)
@@ -73,7 +75,7 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - keeps the precision of an earlier run
     accelerator = Accelerator(mixed_precision="bf16" if job.precision == "bf16" else "no")
     torch.manual_seed(job.seed)
-    optimizer = make_optimizer(job.model.parameters(), job.optimizer)
+    optimizer = make_optimizer(job.model, job.optimizer, job.rate_factor)
     position = _continue(job, run, optimizer) if resume else Position(0)
     model, stepper = accelerator.prepare(job.model, optimizer)
     model.train()
@@ -133,8 +135,7 @@ def _one_step(
         total += loss.item()
     limit = job.optimizer.max_gradient_norm
     norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {

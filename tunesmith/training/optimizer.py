@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -37,14 +37,32 @@ class OptimizerConfig(Config):
     """Keeps the division of AdamW finite."""
 
 
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], wish: OptimizerConfig) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters."""
+RATE_FACTOR = "rate_factor"
+"""In a parameter group: its learning rate as a multiple of the schedule's."""
+
+
+def make_optimizer(model: torch.nn.Module, wish: OptimizerConfig, factor: Callable[[str], float]) -> torch.optim.AdamW:
+    """Fused AdamW over the trainable parameters; `factor(name)` multiplies the learning rate of a parameter."""
     import torch
 
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(factor(name), []).append(parameter)
     return torch.optim.AdamW(
-        trained, lr=wish.learning_rate, betas=wish.betas, eps=wish.epsilon, weight_decay=wish.weight_decay, fused=True
+        [{"params": trained, RATE_FACTOR: by} for by, trained in groups.items()],
+        lr=wish.learning_rate,
+        betas=wish.betas,
+        eps=wish.epsilon,
+        weight_decay=wish.weight_decay,
+        fused=True,
     )
+
+
+def set_rate(optimizer: Any, rate: float) -> None:
+    """Give every group its learning rate where the schedule's is `rate`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group[RATE_FACTOR]
 
 
 def learning_rate(wish: OptimizerConfig, step: int, steps: int) -> float:

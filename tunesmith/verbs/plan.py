@@ -222,7 +222,7 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
     model = config.method.put(weights).to(device).train()
     if plan.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    optimizer = make_optimizer(model.parameters(), OptimizerConfig())
+    optimizer = make_optimizer(model, OptimizerConfig(), config.method.rate_factor)
 
     def step(number: int) -> float:
         started = time.perf_counter()

@@ -195,7 +195,7 @@ def _job(config: TrainConfig, model: Any, dataset: Dataset, tokenizer: Any, prec
         model=model, losses=config.objective.losses, batch=config.batch, optimizer=config.optimizer,
         rows=Rows(dataset.dataset, "train"), held_out=Rows(dataset.dataset, "held_out"), evaluation=config.evaluation,
         save=config.save, precision=precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
-        write_weights=write_weights, read_weights=config.method.restore,
+        rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=config.method.restore,
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
     )  # fmt: skip
 

@@ -22,6 +22,10 @@ class Full(Config):
         """Return the model with all parameters trainable, as fp32 master weights."""
         return model.float().requires_grad_(True)
 
+    def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
+        """Every parameter learns at the rate of the schedule."""
+        return 1.0
+
     def save(self, model: Any, folder: Path) -> None:
         """Write the whole model as safetensors with its config."""
         model.save_pretrained(folder, safe_serialization=True)
