@@ -32,6 +32,12 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(autouse=True)
+def _own_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Answers of base models are kept for the length of one test."""
+    monkeypatch.setattr("tunesmith.evaluation.kept.cache_folder", lambda: tmp_path / "cache")
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The byte tokenizer with a ChatML template."""

@@ -12,9 +12,8 @@ from tunesmith.core import files
 from tunesmith.core.errors import DataError
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+@pytest.fixture
+def cache(tmp_path):
     return tmp_path / "cache" / "answers"
 
 

@@ -8,19 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from tunesmith import engines
 from tunesmith.core import files
 from tunesmith.core.hub import cache_folder
 from tunesmith.evaluation.answers import Answer, Question
 from tunesmith.models.load import Found
 
-LIBRARIES = ("tunesmith", "torch", "transformers", "peft", "xllamacpp")
-"""A new version of any of them may answer in other words."""
+LIBRARIES = ("torch", "transformers", "peft", "xllamacpp")
+"""A new version of any of them may answer in other words, and so may a change of our engines."""
 
 
 def place(found: Found, questions: Sequence[Question], how: dict[str, Any]) -> Path:
     """The file of these answers. Its name holds every byte of the model, the messages, `how` and the libraries."""
     asked = [[message.as_dict() for message in question.messages] for question in questions]
-    facts = {"files": _files(found), "asked": asked, "how": how, "libraries": [_version(name) for name in LIBRARIES]}
+    facts = {
+        "files": _files(found), "asked": asked, "how": how, "libraries": [_version(name) for name in LIBRARIES],
+        "engines": [files.sha256(path) for path in sorted(Path(engines.__file__).parent.glob("*.py"))],
+    }  # fmt: skip
     return cache_folder() / "answers" / f"{files.fingerprint(facts)}.json"
 
 
