@@ -11,7 +11,7 @@ import pytest
 from tests.engines.conftest import ask, gguf_file, wait_until
 from tunesmith.core.errors import DataError, ModelError, ServiceError
 from tunesmith.core.examples import Message
-from tunesmith.engines.contract import complete
+from tunesmith.engines.contract import Request, Sampling, complete
 from tunesmith.engines.llama_cpp import LlamaCpp
 from tunesmith.models.load import Found
 
@@ -102,3 +102,25 @@ def test_what_is_no_gguf_file_is_refused_in_one_line(tmp_path):
         LlamaCpp().open(str(broken))
     with pytest.raises(ModelError, match="has no GGUF file"):
         LlamaCpp().open(Found("mine", tmp_path))
+
+
+def test_without_a_chat_template_none_is_guessed(tmp_path):
+    import subprocess
+    import sys
+    from pathlib import Path
+
+    bare = tmp_path / "bare.gguf"
+    tool = Path(sys.executable).with_name("gguf-new-metadata")
+    words = [tool, "--force", "--remove-metadata", "tokenizer.chat_template", gguf_file(), bare]
+    subprocess.run(words, check=True, capture_output=True)
+
+    async def run() -> str:
+        opened = LlamaCpp(threads=1, slots=1, context=128).open(Found("bare", tmp_path, gguf=bare))
+        try:
+            with pytest.raises(DataError, match="its GGUF file has no chat template"):
+                await complete(opened, ask("hi"))
+            return (await complete(opened, Request((), prompt="The capital of France is", sampling=Sampling(4)))).text
+        finally:
+            await opened.close()
+
+    assert "Paris" in asyncio.run(run())

@@ -23,6 +23,11 @@ from tunesmith.models.load import Found, find
 # and temperature comes before top_p, as in the OpenAI API and in transformers.
 SAMPLERS = ["temperature", "top_p"]
 BATCH_TOKENS = 64
+GUESSED_TEMPLATE = (
+    "{%- for message in messages -%}\n  {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}\n"
+    "{%- endfor -%}\n{%- if add_generation_prompt -%}\n  {{- '<|im_start|>assistant\n' -}}\n{%- endif -%}"
+)
+"""What llama.cpp takes where a file has no chat template, without a word."""
 
 
 class LlamaCpp(Config):
@@ -68,9 +73,18 @@ class LlamaCppEngine:
         props = self._upstream.ask("GET", "/props")
         self.context: int = props["default_generation_settings"]["n_ctx"]
         """Tokens a conversation may have."""
+        self._has_template = props["chat_template"] != GUESSED_TEMPLATE
 
     def stream(self, request: Request) -> AsyncGenerator[Piece, None]:
-        """Answer one request piece by piece; closing the generator frees the slot."""
+        """Answer one request piece by piece; closing the generator frees the slot.
+
+        Raises DataError for a conversation when the file has no chat template; a prompt needs none.
+        """
+        if request.prompt is None and not self._has_template:
+            raise DataError(
+                f"model: {self.model}", "its GGUF file has no chat template",
+                do="Export it again from the model with its tokenizer, or send a prompt to /v1/completions",
+            )  # fmt: skip
         return self._remote.stream(request)
 
     def token_ids(self, text: str) -> list[int]:
