@@ -22,7 +22,10 @@ from tunesmith.planning.advise import advise
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
 """RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
 context and the allocator's slack, not measured."""
-SCATTER = {"outputs": 2.6, "outputs again": 1.4, "layers": 0.15, "gradients": 0.5}
+SCATTER = {
+    "outputs fp32": 3.1, "outputs bf16": 2.6, "outputs fp32 again": 1.75, "outputs bf16 again": 1.4,
+    "layers": 0.15, "gradients": 1.0, "gradients again": 0.5,
+}  # fmt: skip
 """What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
 later request fits. LoRA: of the outputs of the adapted linears, with `again` when they are recomputed; full tuning: of
 what the layers save and of the gradients."""
@@ -144,10 +147,11 @@ def _logits_bytes(shape: Shape, wish: Wish) -> int:
 
 def _scatter(shape: Shape, wish: Wish, batch: Batch, saved_bytes: int) -> int:
     """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
+    again = " again" if wish.checkpointing is True else ""
     if isinstance(wish.method, Full):
-        return round(SCATTER["layers"] * saved_bytes + SCATTER["gradients"] * 4 * shape.parameters)
+        return round(SCATTER["layers"] * saved_bytes + SCATTER[f"gradients{again}"] * 4 * shape.parameters)
     outputs = sum(linear.outputs for linear in targeted(_trained_part(shape, wish.method), wish.method.targets))
-    share = SCATTER["outputs again" if wish.checkpointing is True else "outputs"]
+    share = SCATTER[f"outputs {wish.precision}{again}"]
     return round(share * outputs * (2 if wish.precision == "bf16" else 4) * batch.computed)
 
 
