@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.responses import JSONResponse, Response
 
@@ -116,13 +116,20 @@ class EventStream(Response):
         await send({"type": "http.response.body", "body": f"data: {data}\n\n".encode(), "more_body": True})
 
 
+async def _next(events: AsyncGenerator[dict[str, Any], None]) -> Any:
+    try:
+        return await anext(events)
+    except StopAsyncIteration:
+        return _END
+
+
 async def _with_pauses(events: AsyncGenerator[dict[str, Any], None]) -> AsyncGenerator[dict[str, Any] | None, None]:
     """The events, and None for every KEEP_ALIVE_SECONDS in which none came."""
     coming: asyncio.Task[Any] | None = None
     async with aclosing(events):
         try:
             while True:
-                coming = asyncio.create_task(cast(Any, anext(events, _END)))
+                coming = asyncio.create_task(_next(events))
                 while not (await asyncio.wait({coming}, timeout=KEEP_ALIVE_SECONDS))[0]:
                     yield None
                 event = coming.result()

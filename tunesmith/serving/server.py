@@ -90,11 +90,12 @@ class Server(uvicorn.Server):
 
     async def _drain(self) -> None:
         """Wait until the last answer has ended, or break them off when the time is over."""
-        with contextlib.suppress(TimeoutError):
+        try:
             async with asyncio.timeout(self._serving.limits.stop_seconds):
                 await self._serving.admission.empty.wait()
-        self._serving.closing.set()
-        self.should_exit = True
+        except TimeoutError:
+            self._serving.closing.set()
+        self.should_exit = True  # uvicorn lets go of connections when their last bytes are sent
 
 
 async def run(server: Server, serving: Serving, listener: socket.socket) -> None:
