@@ -67,9 +67,19 @@ def test_reuse_can_be_refused(ask, cache):
     assert "not what it said" not in str(ask(reuse=False)[1])
 
 
-def test_a_broken_file_is_named(ask, cache):
+@pytest.mark.parametrize("text", ["{", "{}", "[]", '{"engine": "e", "answers": []}'])
+def test_a_broken_file_is_named(ask, cache, text):
     ask()
     kept = next(cache.iterdir())
-    kept.write_text("{")
+    kept.write_text(text)
     with pytest.raises(DataError, match=kept.name[:20]):
         ask()
+
+
+def test_a_cache_that_cannot_be_written_costs_no_answer(ask, cache, capsys):
+    cache.parent.mkdir()
+    cache.write_text("a file where the folder should be")
+    fresh, lines = ask()
+    assert fresh
+    assert len(lines) == 3
+    assert "answers are not kept" in capsys.readouterr().out

@@ -154,3 +154,16 @@ def test_what_is_shared_ends_before_labels_padding_and_the_last_common_token():
     batch["attention_mask"][0, 4] = 0
     assert joined.shared_tokens(batch) == 3
     assert joined.shared_tokens({name: value[:1] for name, value in batch.items()}) == 0
+
+
+def test_long_rows_make_no_square_of_their_length(monkeypatch):
+    batch = some_rows(2, width=240)
+    assert joined.join(batch, 0).bias.numel() == 1
+    assert joined.join(batch, 16).bias.shape == (1, 1, 240, 240)
+    model = random_model("llama").train()
+    seen = watch(model)
+    same(model, batch)
+    monkeypatch.setattr(head, "WIDEST_SHARED", 239)
+    same(model, batch)
+    ours = [shape for shape in seen["model"] if shape[0] == 1]
+    assert ours == [(1, 16 + 2 * 224), (1, 2 * 240)]

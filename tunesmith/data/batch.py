@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -53,6 +53,12 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
     return [[step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps]
 
 
+def width_of(lengths: Iterable[int]) -> int:
+    """Tokens of a batch whose rows have these lengths."""
+    longest = max(lengths)
+    return longest + -longest % WIDTH_STEP
+
+
 def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
     """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64, T a multiple of 4.
 
@@ -61,9 +67,7 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
     import torch
 
     chosen = [rows[number] for number in numbers]
-    longest = max(len(row.ids) for row in chosen)
-    longest += -longest % WIDTH_STEP
-    ids = torch.full((len(chosen), longest), pad_token, dtype=torch.int64)
+    ids = torch.full((len(chosen), width_of(len(row.ids) for row in chosen)), pad_token, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
     for place, row in enumerate(chosen):

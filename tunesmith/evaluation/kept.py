@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith import engines
-from tunesmith.core import files
+from tunesmith.core import files, hardware
+from tunesmith.core.errors import DataError
 from tunesmith.core.hub import cache_folder
 from tunesmith.evaluation.answers import Answer, Question
 from tunesmith.models.load import Found
@@ -23,6 +24,7 @@ def place(found: Found, questions: Sequence[Question], how: dict[str, Any]) -> P
     asked = [[message.as_dict() for message in question.messages] for question in questions]
     facts = {
         "files": _files(found), "asked": asked, "how": how, "libraries": [_version(name) for name in LIBRARIES],
+        "machine": [hardware.probe().device, hardware.probe().native_bf16],  # what `precision: auto` depends on
         "engines": [files.sha256(path) for path in sorted(Path(engines.__file__).parent.glob("*.py"))],
     }  # fmt: skip
     return cache_folder() / "answers" / f"{files.fingerprint(facts)}.json"
@@ -44,7 +46,7 @@ def _version(name: str) -> str:
 
 
 def keep(path: Path, answers: Sequence[Answer], engine: str) -> None:
-    """Write the answers' texts and the name of the engine that made them."""
+    """Write the answers' texts and the name of the engine that made them. Raises OSError where the cache is not writable."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.write_json(path, {"engine": engine, "answers": [[answer.text, answer.finish] for answer in answers]})
 
@@ -54,5 +56,7 @@ def recall(path: Path, questions: Sequence[Question]) -> tuple[list[Answer], str
     if not path.is_file():
         return None
     kept = files.read_json(path)
+    if not isinstance(kept, dict) or {"answers", "engine"} - set(kept) or len(kept["answers"]) != len(questions):
+        raise DataError(str(path), "does not hold the answers that its name says", do="Remove the file")
     pairs = zip(questions, kept["answers"], strict=True)
     return [replace(Answer(question), text=text, finish=finish) for question, (text, finish) in pairs], kept["engine"]

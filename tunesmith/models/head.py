@@ -15,10 +15,17 @@ if TYPE_CHECKING:
 
 SHORTEST_SHARED = 8
 """Tokens; a shorter common beginning is not worth the extra attention."""
+WIDEST_SHARED = 2048
+"""Tokens of a batch's rows; wider ones would pay for the sharing with a mask of their length squared in every layer."""
 CHUNK = 128
 """Tokens whose logits exist at the same time under a frozen head."""
 STEP = 32
 """Their number is rounded up to a multiple of it: oneDNN keeps code for every shape it has met (decision 005)."""
+
+
+def is_worth_sharing(shared: int, width: int) -> bool:
+    """Whether a common beginning of rows of `width` tokens is computed once."""
+    return shared >= SHORTEST_SHARED and width <= WIDEST_SHARED
 
 
 def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -33,7 +40,7 @@ def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
         return _padded(model, batch)
     shared = shared_tokens(batch) if may_share(model) else 0
-    shared = shared if shared >= SHORTEST_SHARED else 0
+    shared = shared if is_worth_sharing(shared, batch["input_ids"].shape[1]) else 0
     joined = join(batch, shared)
     places = (joined.targets != IGNORED).nonzero().squeeze(1)  # (K,)
     take_over_attention(model)

@@ -33,7 +33,8 @@ class Joined:
     targets: torch.Tensor
     """(N,), the token that comes next, IGNORED where it is not trained."""
     bias: torch.Tensor
-    """(1, 1, T, T), 0 where a token sees another of its row and -inf elsewhere."""
+    """(1, 1, T, T), 0 where a token sees another of its row and -inf elsewhere; (1, 1, 1, 1) where no attention reads it:
+    long rows that share nothing take the kernel's own causal mask, and a square of their length would fill the memory."""
     shared: int
     rows: int
 
@@ -78,8 +79,8 @@ def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
     targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
     places = torch.arange(width, device=ids.device)
-    sees = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril()
-    bias = torch.zeros(width, width, device=ids.device).masked_fill(~sees, float("-inf"))
+    side = width if shared or width * width <= SMALL_SCORES else 1
+    bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
 
     def one_row(first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         return torch.cat([first[:shared], rest.reshape(-1)])

@@ -12,7 +12,7 @@ from typing import Literal
 
 from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.hardware import Machine
-from tunesmith.models.head import CHUNK, SHORTEST_SHARED
+from tunesmith.models.head import CHUNK, is_worth_sharing
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import Shape, adapter_parameters, targeted
@@ -133,7 +133,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
 def _batch(shape: Shape, wish: Wish, device: str) -> Batch:
     """The batch as models/head.py computes it: a shared beginning once, unless the family or dropout forbids."""
     drawn = shape.attention_dropout or (isinstance(wish.method, Lora) and wish.method.dropout)
-    once = wish.shared >= SHORTEST_SHARED and wish.rows > 1 and joins(shape) and not drawn
+    once = is_worth_sharing(wish.shared, wish.tokens) and wish.rows > 1 and joins(shape) and not drawn
     shared = wish.shared if once else 0
     return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=shared, on_cpu=device == "cpu")
 

@@ -214,11 +214,21 @@ def _kept(config: EvaluateConfig, model: str | Found, questions: list[Question])
     return place(model, questions, how)
 
 
+def _keep(kept: Path, answers: list[Any], engine: str, run: Run) -> None:
+    """Keep the answers; a cache that cannot be written costs the next run its time, and this one nothing."""
+    from tunesmith.evaluation.kept import keep
+
+    try:
+        keep(kept, answers, engine)
+    except OSError as error:
+        run.warn(f"the base model's answers are not kept: {error}")
+
+
 def _examine(config: EvaluateConfig, model: str | Found, side: str, questions: list[Question], run: Run) -> Sheet:
     """Everything one model is asked; it is out of memory again when this returns."""
     from tunesmith.engines.contract import Sampling
     from tunesmith.evaluation.answers import Answer
-    from tunesmith.evaluation.kept import keep, recall
+    from tunesmith.evaluation.kept import recall
     from tunesmith.evaluation.loss import reference_losses
     from tunesmith.evaluation.suite import Sheet, generate, weigh
 
@@ -236,7 +246,7 @@ def _examine(config: EvaluateConfig, model: str | Found, side: str, questions: l
             with run.progress(f"{side} answers", len(questions), "rows") as bar:
                 answers, engine = generate(questions, lambda: config.engine.open(model), sampling, done=bar.advance)
             if kept:
-                keep(kept, answers, engine)
+                _keep(kept, answers, engine, run)
     if any(metric.asks == "loss" for metric in config.metrics):
         assert not isinstance(model, str)
         with run.progress(f"{side} loss", len(questions), "rows") as bar:

@@ -150,7 +150,7 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
     """
     import numpy as np
 
-    from tunesmith.data.batch import WIDTH_STEP, order_steps
+    from tunesmith.data.batch import order_steps, width_of
 
     labelled = 0
     for epoch in range(epochs):
@@ -160,8 +160,7 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
                 columns[: rows.lengths[number]] |= rows[number].trained
             trained = sum(int(rows[number].trained[1:].sum()) for number in numbers)
             labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers))
-    longest = max(rows.lengths)
-    return {"tokens": longest + -longest % WIDTH_STEP, "labelled": labelled, "shared": _shared(rows)}
+    return {"tokens": width_of(rows.lengths), "labelled": labelled, "shared": _shared(rows)}
 
 
 def _shared(rows: Rows) -> int:
