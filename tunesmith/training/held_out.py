@@ -1,20 +1,18 @@
-"""Held-out loss: mean cross entropy per trained token over all held-out rows."""
+"""Held-out scores: the loss of the objective, and its other numbers, over all held-out rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from tunesmith.core.config import Config
-from tunesmith.core.examples import IGNORED
 from tunesmith.data.batch import collate
 
 if TYPE_CHECKING:
-    import torch
-
     from tunesmith.data.dataset import Rows
+    from tunesmith.training.objectives import Objective
 
 
 class EvaluationConfig(Config):
@@ -30,26 +28,24 @@ class EvaluationConfig(Config):
     """Use the checkpoint with the lowest held-out loss; false uses the last one."""
 
 
-def held_out_loss(
-    losses: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor],
-    model: Any,
-    rows: Rows,
-    *,
-    rows_at_once: int,
-    pad_token: int,
-    device: Any = "cpu",
-) -> float:
-    """Mean loss in nats per trained token; rows of like length are scored together."""
+def held_out_scores(
+    objective: Objective, model: Any, rows: Rows, *, rows_at_once: int, pad_token: int, device: Any = "cpu"
+) -> dict[str, float]:
+    """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
+
+    Rows of like length are scored together.
+    """
     import torch
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
-    total, count = 0.0, 0
+    sums, count = Counter[str](), 0
     was_training = model.training
     model.eval()
     with torch.no_grad():
         for start in range(0, len(order), rows_at_once):
             batch = collate(rows, order[start : start + rows_at_once], pad_token)
-            count += int((batch["labels"] != IGNORED).sum())
-            total += losses(model, {name: value.to(device) for name, value in batch.items()}).double().sum().item()
+            count += objective.count(batch)
+            loss, seen = objective.loss(model, {name: value.to(device) for name, value in batch.items()})
+            sums.update({"loss": loss.item(), **seen})
     model.train(was_training)
-    return total / max(count, 1)
+    return {f"held_out_{name}": value / max(count, 1) for name, value in sums.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
-from tunesmith.training.held_out import EvaluationConfig, held_out_loss
+from tunesmith.training.held_out import EvaluationConfig, held_out_scores
+from tunesmith.training.objectives import Objective
 from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
 
 
@@ -29,8 +31,8 @@ class Job:
 
     model: Any
     """The model as the method has put it: some parameters require gradients."""
-    losses: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
-    """The objective: (model, batch) -> losses of the trained tokens."""
+    objective: Objective
+    """What is optimised: `count(batch)` things, whose losses `loss(model, batch)` adds up."""
     rows: Rows
     held_out: Rows
     batch: BatchConfig
@@ -94,8 +96,9 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
             if score and (position.step % job.evaluation.every_steps == 0 or position.step == steps):
-                last_loss = score()
-                position = _judge(position, last_loss, run)
+                scores = score()
+                last_loss = scores["held_out_loss"]
+                position = _judge(position, scores, run)
                 stopped = job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
             if _save_now(job, position, steps, stopped=stopped):
                 _save(job, run, accelerator.unwrap_model(model), optimizer, position)
@@ -122,25 +125,26 @@ def _one_step(
 ) -> dict[str, Any]:
     """Forward and backward over the batches of one step, then move the weights.
 
-    The loss is the mean over all labelled tokens of the step, however they are spread over batches, so that
-    accumulation gives the gradient of the one large batch.
+    The loss is the mean over all that the objective counts in the step (labelled tokens, pairs), however it is spread
+    over batches, so that accumulation gives the gradient of the one large batch.
     """
     ready = [collate(job.rows, numbers, job.pad_token) for numbers in batches]
-    labels = sum(int((batch["labels"] != IGNORED).sum()) for batch in ready)
-    total = 0.0
+    count = sum(job.objective.count(batch) for batch in ready)
+    total, metrics = 0.0, Counter[str]()
     for batch in ready:
-        on_device = {name: value.to(accelerator.device) for name, value in batch.items()}
-        loss = job.losses(model, on_device).sum() / labels
-        accelerator.backward(loss)
-        total += loss.item()
+        loss, seen = job.objective.loss(model, {name: value.to(accelerator.device) for name, value in batch.items()})
+        accelerator.backward(loss / count)
+        total += loss.item() / count
+        metrics.update({name: value / count for name, value in seen.items()})
     limit = job.optimizer.max_gradient_norm
     norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
     set_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {
-        "loss": total, "learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), "labels": labels,
-        "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready),
+        "loss": total, "learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), "count": count,
+        "labels": sum(int((batch["labels"] != IGNORED).sum()) for batch in ready),
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready), **metrics,
     }  # fmt: skip
 
 
@@ -152,37 +156,42 @@ def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any]
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
-def _scorer(job: Job, model: Any, accelerator: Accelerator) -> Callable[[], float] | None:
+def _scorer(job: Job, model: Any, accelerator: Accelerator) -> Callable[[], dict[str, float]] | None:
     if not len(job.held_out):
         return None
-    return lambda: held_out_loss(
-        job.losses, model, job.held_out,
+    return lambda: held_out_scores(
+        job.objective, model, job.held_out,
         rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
     )  # fmt: skip
 
 
-def _first_evaluation(run: Run, score: Callable[[], float] | None, *, resumed: bool) -> float | None:
+def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *, resumed: bool) -> float | None:
     """The held-out loss before the first step; a resumed run has it in its events."""
     known = (
         [e["held_out_loss"] for e in run.events() if e["event"] == "evaluation" and e["step"] == 0] if resumed else []
     )
     if score is None or known:
         return known[0] if known else None
-    loss = score()
-    run.event("evaluation", step=0, held_out_loss=loss)
-    run.say(f"held-out loss before training {loss:.4f}")
-    return loss
+    scores = score()
+    run.event("evaluation", step=0, **scores)
+    run.say(f"before training: {_in_words(scores)}")
+    return scores["held_out_loss"]
 
 
-def _judge(position: Position, loss: float, run: Run) -> Position:
+def _judge(position: Position, scores: dict[str, float], run: Run) -> Position:
+    loss = scores["held_out_loss"]
     better = position.best_loss is None or loss < position.best_loss
-    run.event("evaluation", step=position.step, held_out_loss=loss, best=better)
-    run.say(
-        f"step {position.step}: held-out loss {loss:.4f}, perplexity {math.exp(min(loss, 700)):.3f}{' (best)' if better else ''}"
-    )
+    run.event("evaluation", step=position.step, **scores, best=better)
+    run.say(f"step {position.step}: {_in_words(scores)}{' (best)' if better else ''}")
     if better:
         return replace(position, best_loss=loss, best_step=position.step, bad_evaluations=0)
     return replace(position, bad_evaluations=position.bad_evaluations + 1)
+
+
+def _in_words(scores: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ').replace('held out', 'held-out')} {value:.4f}" for name, value in scores.items()
+    )
 
 
 def _save_now(job: Job, position: Position, steps: int, *, stopped: bool) -> bool:
@@ -211,11 +220,13 @@ def _continue(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> Position:
 
 
 def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, float]:
-    """Mean training loss per labelled token over the last epoch, from the run's own events (resumed or not)."""
+    """Mean training loss over the last epoch, from the run's own events (resumed or not)."""
     series = loss_series(run)
     last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
-    labels = sum(numbers["labels"] for numbers in last)
-    loss = sum((numbers["loss"] or math.nan) * numbers["labels"] for numbers in last) / labels
+    count = sum(numbers["count"] for numbers in last)
+    loss = (
+        sum((math.nan if numbers["loss"] is None else numbers["loss"]) * numbers["count"] for numbers in last) / count
+    )
     return {"train_loss": loss, "epochs": outcome.position.step / per_epoch}
 
 

@@ -192,7 +192,7 @@ def _job(config: TrainConfig, model: Any, dataset: Dataset, tokenizer: Any, prec
 
     base = {"model": config.model, "weights_sha256": weights_fingerprint(found.base)}
     return Job(
-        model=model, losses=config.objective.losses, batch=config.batch, optimizer=config.optimizer,
+        model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
         rows=Rows(dataset.dataset, "train"), held_out=Rows(dataset.dataset, "held_out"), evaluation=config.evaluation,
         save=config.save, precision=precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=config.method.restore,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.config import Config
+from tunesmith.core.examples import IGNORED
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,12 @@ class Sft(Config):
     kind: Literal["sft"] = "sft"
     """Supervised fine-tuning on the assistant turns."""
 
-    def losses(self, model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Losses of the trained tokens, (B, K) fp32, 0 where there is none; the caller divides by the count."""
+    def count(self, batch: dict[str, torch.Tensor]) -> int:
+        """The trained tokens of a batch."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """The losses of the trained tokens added up, in nats; no other numbers."""
         from tunesmith.models.head import label_losses
 
-        return label_losses(model, batch)
+        return label_losses(model, batch).sum(), {}
