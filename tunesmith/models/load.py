@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,8 @@ class Found:
     base: Path
     adapter: Path | None = None
     gguf: Path | None = None
+    under: tuple[Path, ...] = ()
+    """Adapters that are merged into the base before `adapter` goes over it: each was trained on top of the one before."""
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -87,15 +89,26 @@ def _with_base(adapter: Path) -> Found:
     typed = known.get("model") or typed
     if not typed:
         raise ModelError(str(adapter), "does not say which base model it belongs to")
-    base = find(typed)
-    if known.get("weights_sha256") and known["weights_sha256"] != weights_fingerprint(base.base):
+    base = as_base(find(typed))
+    if known.get("weights_sha256") and known["weights_sha256"] != identity(base):
         raise ModelError(
             str(adapter),
             f"was trained on another base than {typed!r} is now",
             got=str(base.base),
             do="Put the base model back that it was trained on",
         )
-    return Found(str(adapter), base.base, adapter=adapter)
+    return replace(base, name=str(adapter), adapter=adapter)
+
+
+def as_base(found: Found) -> Found:
+    """The model as one to train on: its adapter becomes a part of the base."""
+    return replace(found, adapter=None, under=(*found.under, found.adapter)) if found.adapter else found
+
+
+def identity(base: Found) -> str:
+    """Identity of a base model's weights, adapters that are merged into it included."""
+    own = weights_fingerprint(base.base)
+    return files.fingerprint([own, *(weights_fingerprint(folder) for folder in base.under)]) if base.under else own
 
 
 def _package(folder: Path) -> Found:
@@ -105,8 +118,8 @@ def _package(folder: Path) -> Found:
     if weights is None and gguf is None:
         raise ModelError(str(folder), "is a package without weights")
     base = weights or folder
-    adapter = base if (base / ADAPTER).is_file() else None
-    return Found(inside.get("name", folder.name), find(str(base)).base if adapter else base, adapter, gguf)
+    found = _with_base(base) if (base / ADAPTER).is_file() else Found("", base)
+    return replace(found, name=inside.get("name", folder.name), gguf=gguf)
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -159,10 +172,19 @@ def safe_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
+def is_reward_model(found: Found) -> bool:
+    """Whether a model scores answers and cannot give any."""
+    if found.adapter:
+        return files.read_json(found.adapter / ADAPTER).get("task_type") == "SEQ_CLS"
+    kinds = files.read_json(found.base / "config.json").get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
 def load_model(
-    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False
+    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False, kind: Any = None
 ) -> PreTrainedModel:
-    """Load weights in `precision`, with the adapter over them where there is one.
+    """Load weights in `precision`, with the adapter over them where there is one; `kind` is the class of transformers that
+    makes the model, a causal language model where it is left out.
 
     `merged` adds what the adapter changes to the weights, which generates twice as fast; adapters that change no weights
     stay beside them.
@@ -173,23 +195,45 @@ def load_model(
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    if kind is None and is_reward_model(found):
+        raise ModelError(
+            found.name, "is a reward model: it scores answers and gives none", do="Use it to train by PPO or GRPO"
+        )
     logging.disable_progress_bar()
     dtype: torch.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    model = AutoModelForCausalLM.from_pretrained(
-        found.base, config=safe_config(found.base), dtype=dtype, use_safetensors=True, trust_remote_code=False
-    )
+    config = safe_config(found.base)
+    if kind:
+        config.num_labels = 1
+    model = (kind or AutoModelForCausalLM).from_pretrained(
+        found.base, config=config, dtype=torch.float32 if found.under else dtype, use_safetensors=True,
+        trust_remote_code=False,
+    )  # fmt: skip
+    for adapter in found.under:
+        model = _merged(_put_adapter(model, adapter, task=None), adapter).to(dtype)
+        model.name_or_path = found.name  # what peft writes down as the base of the next adapter
     if found.adapter:
-        model = _put_adapter(model, found.adapter)
+        model = _put_adapter(model, found.adapter, task="SEQ_CLS" if kind else "CAUSAL_LM")
         if merged and hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _put_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel
+def _merged(model: Any, adapter: Path) -> Any:
+    if not hasattr(model, "merge_and_unload"):
+        raise ModelError(
+            str(adapter), "changes no weights, so nothing can be trained on top of it", do="Train on its base"
+        )
+    return model.merge_and_unload()
 
+
+def _put_adapter(model: Any, adapter: Path, *, task: str | None) -> Any:
+    """The adapter over a model; `task` is what peft calls the model's task, None where only weights are changed."""
+    from peft import PeftConfig, PeftModel
+
+    config = PeftConfig.from_pretrained(str(adapter))
+    config.task_type = task
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=False, low_cpu_mem_usage=False)
+        return PeftModel.from_pretrained(model, adapter, config=config, is_trainable=False, low_cpu_mem_usage=False)
     except (RuntimeError, ValueError, KeyError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -21,6 +21,7 @@ from tunesmith.training.optimizer import OptimizerConfig
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
     from tunesmith.core.run import Run
+    from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found
 
 SUBJECT = "dataset"
@@ -92,19 +93,23 @@ def run(config: TrainConfig, run: Run) -> Training:
     Raises DataError, ModelError or CapacityError in one line; what was saved before stays whole.
     """
     from tunesmith.core.hardware import reset_peak_memory
-    from tunesmith.models.load import find, load_tokenizer
+    from tunesmith.data.dataset import SPLITS, Rows
+    from tunesmith.models.load import as_base, find, load_tokenizer
     from tunesmith.training.loop import train
 
     started = time.perf_counter()
     found, precision = find(config.model), choose_precision(config)
-    if found.adapter or found.gguf:
-        raise ModelError(f"model: {config.model}", "is an adapter or a GGUF", do="Export it and train what comes out")
-    tokenizer = load_tokenizer(found)
+    if found.gguf:
+        raise ModelError(
+            f"model: {config.model}", "is a GGUF, which cannot be trained", do="Train the model it came from"
+        )
+    tokenizer, found = load_tokenizer(found), as_base(found)
     dataset = _dataset(config, tokenizer, run)
     plan = _plan(config, found, dataset, precision, run)
+    splits = {split: Rows(dataset.dataset, split) for split in SPLITS}
     reset_peak_memory()
-    model = _load(config, found, plan)
-    job = _job(config, model, dataset, tokenizer, precision, found)
+    model = _load(config, found, plan, splits, dataset, run)
+    job = _job(config, model, splits, dataset, tokenizer, found)
     outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
 
@@ -124,12 +129,23 @@ def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
             config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
         )
         tell(made, run)
-        return made
+        return _of_kind(config, made)
     dataset = open_dataset(folder)
     if dataset.template_sha256 != template_fingerprint(tokenizer):
         raise DataError(str(folder), f"was prepared for another model than {config.model!r}", do="Prepare it again")
     if not dataset.train_rows:
         raise DataError(str(folder), "holds no rows to train on")
+    return _of_kind(config, dataset)
+
+
+def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """Raise DataError where the objective takes rows of another kind."""
+    if dataset.kind != config.objective.ROWS:
+        raise DataError(
+            ", ".join(config.dataset.path),
+            f"objective {config.objective.kind} takes {config.objective.ROWS} rows, these are {dataset.kind} rows "
+            f"({dataset.format})", do="Choose another --objective.kind or --dataset.format",
+        )  # fmt: skip
     return dataset
 
 
@@ -147,7 +163,7 @@ def _plan(
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
     wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=config.batch.rows,
+        model=config.model, method=config.method, precision=precision, rows=config.batch.rows * rows.each,
         accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape)),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
@@ -166,14 +182,26 @@ def _plan(
     return plan
 
 
-def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
-    """The base model with the method put on it, in the precision that the plan counts with."""
+def _load(
+    config: TrainConfig, found: Found, plan: MemoryPlan, splits: dict[str, Rows], dataset: Dataset, run: Run
+) -> Any:
+    """The base model with the method put on it, in the precision that the plan counts with.
+
+    What the objective wants to know of the untrained model is asked before the method changes it.
+    """
     import torch
 
-    from tunesmith.models.load import load_model
+    from tunesmith.models.load import identity, load_model
+    from tunesmith.models.scoring import load_reward_model
+    from tunesmith.training.reference import add_reference
 
     frozen_in_bf16 = plan.precision == "bf16" and config.method.kind != "full"
-    model = load_model(found, "bf16" if frozen_in_bf16 else "fp32")
+    torch.manual_seed(config.seed)
+    load = load_reward_model if config.objective.kind == "reward" else load_model
+    model = load(found, "bf16" if frozen_in_bf16 else "fp32")
+    if config.objective.uses_reference:
+        key = {"weights": identity(found), "data": dataset.data_sha256, "precision": plan.precision}
+        add_reference(model, splits, {**key, "stored": str(model.dtype), "torch": torch.__version__}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:
@@ -181,20 +209,21 @@ def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
     return model
 
 
-def _job(config: TrainConfig, model: Any, dataset: Dataset, tokenizer: Any, precision: str, found: Found) -> Any:
-    from tunesmith.data.dataset import Rows
-    from tunesmith.models.load import weights_fingerprint
+def _job(
+    config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any, found: Found
+) -> Any:
+    from tunesmith.models.load import identity
     from tunesmith.training.loop import Job
 
     def write_weights(trained: Any, folder: Path) -> None:
         config.method.save(trained, folder)
         tokenizer.save_pretrained(folder)
 
-    base = {"model": config.model, "weights_sha256": weights_fingerprint(found.base)}
+    base = {"model": config.model, "weights_sha256": identity(found)}
     return Job(
         model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
-        rows=Rows(dataset.dataset, "train"), held_out=Rows(dataset.dataset, "held_out"), evaluation=config.evaluation,
-        save=config.save, precision=precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
+        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation,
+        save=config.save, precision=choose_precision(config), seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=config.method.restore,
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
     )  # fmt: skip
@@ -216,7 +245,7 @@ def _finish(
     loss = position.best_loss if keep_best and position.best_loss is not None else outcome.held_out_loss
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, held_out_loss=loss,
-        perplexity=math.exp(loss) if loss is not None else None, base_held_out_loss=outcome.base_loss,
+        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None, base_held_out_loss=outcome.base_loss,
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,

@@ -46,12 +46,14 @@ class Lora(Config):
         """
         from peft import LoraConfig, get_peft_model
 
+        from tunesmith.models.scoring import task_of
+
         self._check_targets(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.check_layers(layers)
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
-            target_modules=self._names(model), task_type="CAUSAL_LM",
+            target_modules=self._names(model), task_type=task_of(model),
             layers_to_transform=list(range(layers - self.last_layers, layers)) if self.last_layers else None,
         )  # fmt: skip
         return get_peft_model(model, config, low_cpu_mem_usage=False)

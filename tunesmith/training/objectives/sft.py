@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunesmith.core.config import Config
-from tunesmith.core.examples import IGNORED
+from tunesmith.core.examples import IGNORED, Kind
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,10 @@ class Sft(Config):
 
     kind: Literal["sft"] = "sft"
     """Supervised fine-tuning on the assistant turns."""
+
+    ROWS: ClassVar[Kind] = "conversation"
+    NATS_A_TOKEN: ClassVar[bool] = True
+    uses_reference: ClassVar[bool] = False
 
     def count(self, batch: dict[str, torch.Tensor]) -> int:
         """The trained tokens of a batch."""
