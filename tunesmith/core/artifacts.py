@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 
 def as_result(artifact: Any) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class MemoryPlan:
 
     model: str
     method: str
-    precision: str
+    precision: Literal["fp32", "bf16"]
     parameters: int
     trainable_parameters: int
     weights_bytes: int

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hub
 from tunesmith.core.errors import ModelError
+from tunesmith.models.overlay import OVERLAY, put_overlay
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
+NOTES = (ADAPTER, OVERLAY)
+"""Files by which a folder is known as one of weights that go over a base; each names it."""
 PACKAGE = "package.json"
 PRECISIONS = Literal["fp32", "bf16"]
 
@@ -49,7 +52,7 @@ def find(model: str) -> Found:
     if path.is_file() and path.suffix == ".gguf":
         return Found(path.stem, path.parent, gguf=path)
     folder = _follow_run(hub.locate(model))
-    if (folder / ADAPTER).is_file():
+    if note_of(folder):
         return _with_base(folder)
     if (folder / PACKAGE).is_file() and not (folder / "config.json").is_file():
         return _package(folder)
@@ -78,10 +81,15 @@ def _follow_run(folder: Path) -> Path:
     raise ModelError(str(folder), "names a model that is gone", got=target)
 
 
+def note_of(folder: Path) -> dict[str, Any]:
+    """What an adapter, or trained weights without their base, say of themselves; empty for any other folder."""
+    note = next((folder / name for name in NOTES if (folder / name).is_file()), None)
+    return files.read_json(note) if note else {}
+
+
 def _with_base(adapter: Path) -> Found:
     """An adapter with the base it was trained on; the base's weights must be the same bytes where that is known."""
-    config = files.read_json(adapter / ADAPTER)
-    typed = config.get("base_model_name_or_path") or ""
+    typed = note_of(adapter).get("base_model_name_or_path") or ""
     manifest = adapter / files.MANIFEST
     known = files.read_json(manifest).get("base", {}) if manifest.is_file() else {}
     typed = known.get("model") or typed
@@ -105,7 +113,7 @@ def _package(folder: Path) -> Found:
     if weights is None and gguf is None:
         raise ModelError(str(folder), "is a package without weights")
     base = weights or folder
-    adapter = base if (base / ADAPTER).is_file() else None
+    adapter = base if note_of(base) else None
     return Found(inside.get("name", folder.name), find(str(base)).base if adapter else base, adapter, gguf)
 
 
@@ -160,9 +168,11 @@ def safe_config(folder: Path) -> Any:
 
 
 def load_model(
-    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False
+    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False, quantization: Any = None
 ) -> PreTrainedModel:
     """Load weights in `precision`, with the adapter over them where there is one.
+
+    `quantization` is what transformers takes as quantization_config: weights are then quantized while they are loaded.
 
     `merged` adds what the adapter changes to the weights, which generates twice as fast; adapters that change no weights
     stay beside them.
@@ -175,14 +185,22 @@ def load_model(
 
     logging.disable_progress_bar()
     dtype: torch.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    few_bits = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
     model = AutoModelForCausalLM.from_pretrained(
-        found.base, config=safe_config(found.base), dtype=dtype, use_safetensors=True, trust_remote_code=False
+        found.base,
+        config=safe_config(found.base),
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        **few_bits,
     )
-    if found.adapter:
+    if found.adapter and (found.adapter / OVERLAY).is_file():
+        model = put_overlay(model, found.adapter)
+    elif found.adapter:
         model = _put_adapter(model, found.adapter)
         if merged and hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-    return model.to(device)  # pyright: ignore[reportArgumentType]
+    return model if quantization else model.to(device)  # pyright: ignore[reportArgumentType]
 
 
 def _put_adapter(model: Any, adapter: Path) -> Any:

@@ -170,10 +170,7 @@ def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
     """The base model with the method put on it, in the precision that the plan counts with."""
     import torch
 
-    from tunesmith.models.load import load_model
-
-    frozen_in_bf16 = plan.precision == "bf16" and config.method.kind != "full"
-    model = load_model(found, "bf16" if frozen_in_bf16 else "fp32")
+    model = config.method.load(found, plan.precision)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:
