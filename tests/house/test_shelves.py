@@ -29,7 +29,7 @@ def files_on(shelf: str) -> set[str]:
 
 
 SHELVES = {
-    "models/methods": (Method, {"put", "save", "restore"}, set()),
+    "models/methods": (Method, {"footprint", "load", "put", "rate_factor", "save", "restore"}, set()),
     "training/objectives": (Objective, {"count", "loss"}, set()),
     "engines": (EngineConfig, {"open"}, {"contract", "batch", "pieces"}),
     "evaluation/metrics": (Metric, {"lacks_reference"}, set()),

@@ -83,7 +83,7 @@ def per_layer(kind: str, method, **how) -> float:
 
 def formula(kind: str, method, *, bf16: bool, padded: bool, **_) -> int:
     shape = read_shape(config_of(kind, 2).to_dict())
-    return layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, TOKENS, padded))
+    return layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, TOKENS, padded))
 
 
 @pytest.mark.peer
@@ -115,7 +115,7 @@ def test_adapters_of_every_kind(method, bf16):
 def test_long_rows_go_through_the_fused_kernel(method, bf16, shared):
     measured = per_layer("llama", method, bf16=bf16, padded=True, tokens=256, shared=shared)
     shape = read_shape(config_of("llama", 2).to_dict())
-    wanted = layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, 256, padded=True, shared=shared))
+    wanted = layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, 256, padded=True, shared=shared))
     assert wanted == pytest.approx(measured, rel=0.005)
 
 
@@ -130,7 +130,9 @@ def test_a_shared_beginning_is_saved_once(kind, method, bf16):
     how = {"bf16": bf16, "padded": True}
     measured = per_layer(kind, method, **how, shared=SHARED)
     shape = read_shape(config_of(kind, 2).to_dict())
-    wanted = layer_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, TOKENS, padded=True, shared=SHARED))
+    wanted = layer_bytes(
+        shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, TOKENS, padded=True, shared=SHARED)
+    )
     assert wanted == pytest.approx(measured, rel=0.005)
     assert measured < per_layer(kind, method, **how)
 
@@ -141,7 +143,7 @@ def test_a_shared_beginning_is_saved_once(kind, method, bf16):
 def test_checkpointing_keeps_the_hidden_states(method, bf16):
     measured = per_layer("llama", method, bf16=bf16, padded=False, checkpointing=True)
     shape = read_shape(config_of("llama", 2).to_dict())
-    wanted = boundary_bytes(shape, method, bf16=bf16, batch=Batch(ROWS, TOKENS, padded=False))
+    wanted = boundary_bytes(shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, TOKENS, padded=False))
     assert wanted == pytest.approx(measured, rel=0.02)
 
 
@@ -149,4 +151,4 @@ def test_by_hand():
     """One fp32 llama layer of full tuning, in numbers a token: 6 h + 4 i + 2 q + 2 k + heads x tokens + 2 norms."""
     shape = read_shape({**TINY, "model_type": "llama", "num_hidden_layers": 1})
     numbers = 6 * 96 + 4 * 256 + 2 * 96 + 2 * 32 + 6 * 10 + 2
-    assert layer_bytes(shape, Full(), bf16=False, batch=Batch(3, 10, padded=False)) == 30 * 4 * numbers
+    assert layer_bytes(shape, Full().footprint(shape), bf16=False, batch=Batch(3, 10, padded=False)) == 30 * 4 * numbers

@@ -143,7 +143,8 @@ def test_advice_keeps_the_rows_of_a_step():
     assert advise(replace(CHECKPOINTED, rows=6, accumulate=2, tokens=256), fits) == ""
     assert asked[:3] == [(3, 4, "fp32", "full", 256), (2, 6, "fp32", "full", 256), (1, 12, "fp32", "full", 256)]
     assert asked[3:] == [
-        (1, 12, "bf16", "full", 256), (1, 12, "bf16", "lora", 256), (1, 12, "bf16", "lora", 128), (1, 12, "bf16", "lora", 64),
+        (1, 12, "bf16", "full", 256), (1, 12, "bf16", "lora", 256), (1, 12, "bf16", "qlora", 256),
+        (1, 12, "bf16", "qlora", 128), (1, 12, "bf16", "qlora", 64),
     ]  # fmt: skip
 
 
@@ -159,7 +160,7 @@ def test_advice_keeps_the_rows_of_a_step():
         ),
         (
             lambda wish: wish.tokens == 128,
-            " --batch.rows 1 --batch.accumulate 4 --precision bf16 --method.kind lora --cutoff 128",
+            " --batch.rows 1 --batch.accumulate 4 --precision bf16 --method.kind qlora --cutoff 128",
         ),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core.examples import Kind
 
@@ -47,7 +47,7 @@ class MemoryPlan:
 
     model: str
     method: str
-    precision: str
+    precision: Literal["fp32", "bf16"]
     parameters: int
     trainable_parameters: int
     weights_bytes: int

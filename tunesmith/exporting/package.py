@@ -12,7 +12,7 @@ from tunesmith.core import files, hub
 from tunesmith.core.config import read_yaml
 from tunesmith.core.run import CONFIG, RESULT
 from tunesmith.models import embedded
-from tunesmith.models.load import ADAPTER, PACKAGE, Found
+from tunesmith.models.load import PACKAGE, Found, note_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -48,8 +48,7 @@ def origin_of(model: str, found: Found) -> Origin:
     weights = found.adapter or found.base
     manifest = weights / files.MANIFEST
     facts = files.read_json(manifest) if manifest.is_file() else {}
-    adapter = files.read_json(weights / ADAPTER) if (weights / ADAPTER).is_file() else {}
-    base = facts.get("base", {}).get("model") or adapter.get("base_model_name_or_path") or model
+    base = facts.get("base", {}).get("model") or note_of(weights).get("base_model_name_or_path") or model
     run = next((folder for folder in _up(weights) if _is_training(folder)), None)
     name = run.name if run else Path(model.removeprefix("hf:").removeprefix("ms:")).resolve().name
     return Origin(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
+from tunesmith.models.whole import trained_part
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,7 @@ def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """
     import torch
 
-    head = model.get_output_embeddings()
+    head = trained_part(model.get_output_embeddings())
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
         return _padded(model, batch)
     shared = shared_tokens(batch) if may_share(model) else 0

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hub
 from tunesmith.core.errors import ModelError
+from tunesmith.models.overlay import OVERLAY, put_overlay
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ADAPTER = "adapter_config.json"
+NOTES = (ADAPTER, OVERLAY)
+"""Files by which a folder is known as one of weights that go over a base; each names it."""
 PACKAGE = "package.json"
 PRECISIONS = Literal["fp32", "bf16"]
 
@@ -29,6 +32,8 @@ class Found:
     gguf: Path | None = None
     under: tuple[Path, ...] = ()
     """Adapters that are merged into the base before `adapter` goes over it: each was trained on top of the one before."""
+    is_reward: bool = False
+    """To be loaded as a model that scores answers (models/scoring.py)."""
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -51,7 +56,7 @@ def find(model: str) -> Found:
     if path.is_file() and path.suffix == ".gguf":
         return Found(path.stem, path.parent, gguf=path)
     folder = _follow_run(hub.locate(model))
-    if (folder / ADAPTER).is_file():
+    if note_of(folder):
         return _with_base(folder)
     if (folder / PACKAGE).is_file() and not (folder / "config.json").is_file():
         return _package(folder)
@@ -80,10 +85,15 @@ def _follow_run(folder: Path) -> Path:
     raise ModelError(str(folder), "names a model that is gone", got=target)
 
 
+def note_of(folder: Path) -> dict[str, Any]:
+    """What an adapter, or trained weights without their base, say of themselves; empty for any other folder."""
+    note = next((folder / name for name in NOTES if (folder / name).is_file()), None)
+    return files.read_json(note) if note else {}
+
+
 def _with_base(adapter: Path) -> Found:
     """An adapter with the base it was trained on; the base's weights must be the same bytes where that is known."""
-    config = files.read_json(adapter / ADAPTER)
-    typed = config.get("base_model_name_or_path") or ""
+    typed = note_of(adapter).get("base_model_name_or_path") or ""
     manifest = adapter / files.MANIFEST
     known = files.read_json(manifest).get("base", {}) if manifest.is_file() else {}
     typed = known.get("model") or typed
@@ -118,7 +128,7 @@ def _package(folder: Path) -> Found:
     if weights is None and gguf is None:
         raise ModelError(str(folder), "is a package without weights")
     base = weights or folder
-    found = _with_base(base) if (base / ADAPTER).is_file() else Found("", base)
+    found = _with_base(base) if note_of(base) else Found("", base)
     return replace(found, name=inside.get("name", folder.name), gguf=gguf)
 
 
@@ -172,19 +182,20 @@ def safe_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
-def is_reward_model(found: Found) -> bool:
-    """Whether a model scores answers and cannot give any."""
+def gives_scores(found: Found) -> bool:
+    """Whether what lies on disk is a reward model, which scores answers and gives none."""
     if found.adapter:
-        return files.read_json(found.adapter / ADAPTER).get("task_type") == "SEQ_CLS"
+        return note_of(found.adapter).get("task_type") == "SEQ_CLS"
     kinds = files.read_json(found.base / "config.json").get("architectures") or []
     return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 
 def load_model(
-    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False, kind: Any = None
+    found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False, quantization: Any = None
 ) -> PreTrainedModel:
-    """Load weights in `precision`, with the adapter over them where there is one; `kind` is the class of transformers that
-    makes the model, a causal language model where it is left out.
+    """Load weights in `precision`, with the adapter over them where there is one.
+
+    `quantization` is what transformers takes as quantization_config: weights are then quantized while they are loaded.
 
     `merged` adds what the adapter changes to the weights, which generates twice as fast; adapters that change no weights
     stay beside them.
@@ -192,33 +203,54 @@ def load_model(
     Raises ModelError for weights that do not fit the config, or an adapter that does not fit the base.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    if kind is None and is_reward_model(found):
+    if not found.is_reward and gives_scores(found):
         raise ModelError(
             found.name, "is a reward model: it scores answers and gives none", do="Use it to train by PPO or GRPO"
         )
-    logging.disable_progress_bar()
     dtype: torch.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    config = safe_config(found.base)
-    if kind:
-        config.num_labels = 1
-    model = (kind or AutoModelForCausalLM).from_pretrained(
-        found.base, config=config, dtype=torch.float32 if found.under else dtype, use_safetensors=True,
-        trust_remote_code=False,
-    )  # fmt: skip
+    if quantization and found.under:
+        raise ModelError(
+            found.name, "has an adapter, which cannot be merged into quantized weights", do="Export it first"
+        )
+    few_bits = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
+    model = _read(found, dtype=torch.float32 if found.under else dtype, **few_bits)
     for adapter in found.under:
-        model = _merged(_put_adapter(model, adapter, task=None), adapter).to(dtype)
+        model = _merged(_put_over(model, adapter, task=None), adapter).to(dtype)
         model.name_or_path = found.name  # what peft writes down as the base of the next adapter
     if found.adapter:
-        model = _put_adapter(model, found.adapter, task="SEQ_CLS" if kind else "CAUSAL_LM")
+        model = _put_over(model, found.adapter, task="SEQ_CLS" if found.is_reward else "CAUSAL_LM")
         if merged and hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-    return model.to(device)  # pyright: ignore[reportArgumentType]
+    return model if quantization else model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _read(found: Found, **how: Any) -> Any:
+    """The base's own weights; a reward model's head in fp32, of random weights where the base has none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config, before = safe_config(found.base), logging.get_verbosity()
+    if not found.is_reward:
+        return AutoModelForCausalLM.from_pretrained(
+            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
+        )
+    config.num_labels = 1
+    logging.set_verbosity_error()  # that a new head has no weights yet is what was asked for
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
+        )
+    finally:
+        logging.set_verbosity(before)
+    model.score.float()
+    return model
 
 
 def _merged(model: Any, adapter: Path) -> Any:
+    if (adapter / OVERLAY).is_file():
+        return model
     if not hasattr(model, "merge_and_unload"):
         raise ModelError(
             str(adapter), "changes no weights, so nothing can be trained on top of it", do="Train on its base"
@@ -226,10 +258,12 @@ def _merged(model: Any, adapter: Path) -> Any:
     return model.merge_and_unload()
 
 
-def _put_adapter(model: Any, adapter: Path, *, task: str | None) -> Any:
-    """The adapter over a model; `task` is what peft calls the model's task, None where only weights are changed."""
+def _put_over(model: Any, adapter: Path, *, task: str | None) -> Any:
+    """An adapter over a model; `task` is what peft calls the model's task, None where only weights are changed."""
     from peft import PeftConfig, PeftModel
 
+    if (adapter / OVERLAY).is_file():
+        return put_overlay(model, adapter)
     config = PeftConfig.from_pretrained(str(adapter))
     config.task_type = task
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.models.load import PRECISIONS, Found, load_model
@@ -19,17 +20,7 @@ def load_reward_model(found: Found, precision: PRECISIONS = "fp32", *, device: s
 
     Raises ModelError as `load_model` does.
     """
-    from transformers import AutoModelForSequenceClassification
-    from transformers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # that a new head has no weights yet is what was asked for
-    try:
-        model = load_model(found, precision, device=device, kind=AutoModelForSequenceClassification)
-    finally:
-        logging.set_verbosity(before)
-    head_of(model).float()
-    return model
+    return load_model(replace(found, is_reward=True), precision, device=device)
 
 
 def head_of(model: Any) -> torch.nn.Module:

@@ -8,12 +8,11 @@ with torch's own saved tensors.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tunesmith.models.footprint import Footprint
 from tunesmith.models.joined import FAMILIES, SMALL_SCORES
-from tunesmith.models.methods.full import Full
-from tunesmith.models.methods.lora import Lora
-from tunesmith.models.shape import Linear, Shape, targeted
+from tunesmith.models.shape import Linear, Shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,21 +50,27 @@ def joins(shape: Shape) -> bool:
     return shape.family in FAMILIES and not shape.sliding
 
 
-def layer_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
-    """Bytes one decoder layer saves for its backward pass, copies of its weights under autocast included."""
-    parts = _Layer(shape, method, bf16, batch)
+def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
+    """Bytes one of the last layers saves for its backward pass, copies of its weights under autocast included."""
+    parts = _Layer(shape, footprint, bf16, batch)
     a_token = parts.norms() + parts.linear_inputs() + parts.between()
     return a_token * batch.computed + parts.attention() + parts.weights()
 
 
-def boundary_bytes(shape: Shape, method: Full | Lora, *, bf16: bool, batch: Batch) -> int:
+def passed_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
+    """Bytes a layer saves in which nothing is trained, but whose input is."""
+    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False)
+    return layer_bytes(shape, nothing, bf16=bf16, batch=batch)
+
+
+def boundary_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
     """Bytes of the hidden states between two layers: all that activation checkpointing keeps of a layer."""
-    return shape.hidden * _residual(method, bf16=bf16) * batch.computed
+    return shape.hidden * _residual(footprint, bf16=bf16) * batch.computed
 
 
-def _residual(method: Full | Lora, *, bf16: bool) -> int:
-    """Bytes of one number between layers: frozen bf16 weights make bf16, fp32 master weights fp32."""
-    return 2 if bf16 and method.kind != "full" else 4
+def _residual(footprint: Footprint, *, bf16: bool) -> int:
+    """Bytes of one number between layers: a frozen bf16 embedding makes bf16, an fp32 master fp32."""
+    return 2 if bf16 and not footprint.embeddings else 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +78,9 @@ class _Layer:
     """One layer; every method but `attention` and `weights` gives bytes a token."""
 
     shape: Shape
-    method: Full | Lora
+    footprint: Footprint
     bf16: bool
     batch: Batch
-
-    @property
-    def full(self) -> bool:
-        return self.method.kind == "full"
 
     @property
     def number(self) -> int:
@@ -88,20 +89,20 @@ class _Layer:
 
     @property
     def adapted(self) -> list[Linear]:
-        if isinstance(self.method, Full):
-            return []
-        chosen = set(targeted(self.shape, self.method.targets))
+        chosen = set(self.footprint.adapted)
         return [linear for linear in (*self.shape.attention, *self.shape.mlp) if linear in chosen]
 
     def norms(self) -> int:
         """Input in fp32 and 1 / rms; where the norm is trained also their product. LayerNorm: input, mean, 1 / std."""
-        it, full = self.shape, self.full
+        it, trained = self.shape, self.footprint.norms
+        in_fp32, residual = it.family.startswith("gemma"), _residual(self.footprint, bf16=self.bf16)
         if it.norm_bias:
-            return it.norms * _residual(self.method, bf16=self.bf16) * (it.hidden + 2)
-        bytes_a_token = it.norms * (4 * it.hidden * (2 if full else 1) + 4)
+            return it.norms * residual * (it.hidden + 2)
+        product = (4 if in_fp32 else residual) if trained else 0
+        bytes_a_token = it.norms * (it.hidden * (4 + product) + 4)
         if it.head_norms:
             heads = it.heads + it.key_value_heads
-            product = (4 if it.family.startswith("gemma") else self.number) if full else 0
+            product = (4 if in_fp32 else self.number) if trained else 0
             bytes_a_token += heads * it.head_size * (4 + product) + 4 * heads
         return bytes_a_token
 
@@ -161,15 +162,20 @@ class _Layer:
     @property
     def _own_copies(self) -> bool:
         """Adapters do not read the very tensor their neighbours read, but a converted or dropped copy."""
-        return isinstance(self.method, Lora) and (self.bf16 or self.method.dropout > 0)
+        return bool(self.adapted) and (self.bf16 or self.footprint.dropout > 0)
 
     def _inputs(self, group: Sequence[Linear]) -> int:
-        reading = list(group) if self.full else [linear for linear in group if linear in self.adapted]
+        reading = [linear for linear in group if linear in (*self.footprint.trained_linears, *self.adapted)]
         if not reading:
             return 0
-        copies = len(reading) if self.bf16 or self._own_copies else 1
-        dropped = 4 * len(reading) if isinstance(self.method, Lora) and self.method.dropout > 0 else 0
+        copies = len(reading) if self._converted or self._own_copies else 1
+        dropped = 4 * len(reading) if self.adapted and self.footprint.dropout > 0 else 0
         return reading[0].inputs * (copies * self.number + dropped)
+
+    @property
+    def _converted(self) -> bool:
+        """What comes out of a norm is fp32, so that every linear layer makes its own bf16 copy of it."""
+        return self.bf16 and (self.footprint.norms or self.footprint.embeddings)
 
     def between(self) -> int:
         """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA."""
@@ -177,16 +183,12 @@ class _Layer:
         middle = (3 if it.gated else 4) * it.inner * self.number
         if not it.gated:
             middle += 2 * it.hidden * self.number  # GPT-2 drops out after both blocks
-        if isinstance(self.method, Lora):
-            outputs = sum(linear.outputs for linear in self.adapted) if self.method.dora else 0
-            middle += self.number * (len(self.adapted) * self.method.rank + 2 * outputs)
-        return middle
+        outputs = sum(linear.outputs for linear in self.adapted) if self.footprint.dora else 0
+        return middle + self.number * (len(self.adapted) * self.footprint.rank + 2 * outputs)
 
     def weights(self) -> int:
         """Bytes whatever the batch: bf16 copies of fp32 weights under autocast; DoRA's identity matrices."""
-        if isinstance(self.method, Full):
-            return 2 * (self.shape.attention_parameters + self.shape.mlp_parameters) if self.bf16 else 0
-        rank = self.method.rank
-        copies = 2 * sum(rank * (it.inputs + it.outputs) for it in self.adapted) if self.bf16 else 0
-        dora = sum(self.number * it.inputs * (it.inputs + rank) for it in self.adapted) if self.method.dora else 0
+        rank, trained = self.footprint.rank, sum(linear.parameters for linear in self.footprint.trained_linears)
+        copies = 2 * (trained + sum(rank * (it.inputs + it.outputs) for it in self.adapted)) if self.bf16 else 0
+        dora = sum(self.number * it.inputs * (it.inputs + rank) for it in self.adapted) if self.footprint.dora else 0
         return copies + dora

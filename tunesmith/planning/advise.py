@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from tunesmith.models.methods.lora import Lora
+from tunesmith.models.methods import Lora, Method, Qlora
 
 if TYPE_CHECKING:
     from tunesmith.planning.memory import Wish
@@ -19,7 +19,7 @@ def advise(wish: Wish, fits: Callable[[Wish], bool]) -> str:
     """The first change that fits, in the order of how little it changes the result; empty when none does.
 
     Recompute activations (same result), smaller batches with more accumulation (same gradient), bf16, LoRA instead of
-    full tuning, shorter rows. Each one keeps those before it.
+    trained weights, a base in four bits instead of LoRA's, shorter rows. Each one keeps those before it.
     """
     return next((" ".join(typed) for changed, typed in _changes(wish) if fits(changed)), "")
 
@@ -40,14 +40,25 @@ def _changes(wish: Wish) -> Iterator[tuple[Wish, list[str]]]:
     if wish.precision == "fp32":
         wish, typed = replace(wish, precision="bf16"), [*typed, "--precision bf16"]
         yield wish, typed
-    if wish.method.kind == "full":
-        wish, typed = replace(wish, method=Lora()), [*typed, "--method.kind lora"]
+    plain = typed
+    for smaller in _smaller_methods(wish.method):
+        wish, typed = replace(wish, method=smaller), [*plain, f"--method.kind {smaller.kind}"]
         yield wish, typed
     while wish.tokens // 2 >= SHORTEST:
         shorter = wish.tokens // 2
         labelled = wish.labelled and min(wish.labelled, shorter * wish.rows)
         wish = replace(wish, tokens=shorter, labelled=labelled, shared=min(wish.shared, shorter))
         yield wish, [*typed, f"--cutoff {shorter}"]
+
+
+def _smaller_methods(method: Method) -> list[Method]:
+    """Methods that need less memory; only where the options given so far are options of theirs too."""
+    given = method.model_fields_set - {"kind"}
+    if method.kind in {"full", "freeze"} and not given:
+        return [Lora(), Qlora()]
+    if method.kind == "lora" and given <= set(Qlora.model_fields):
+        return [Qlora(**method.model_dump(include=given))]
+    return []
 
 
 def _smaller_batches(wish: Wish) -> Iterator[Wish]:

@@ -12,11 +12,11 @@ from typing import Literal
 
 from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.hardware import Machine
+from tunesmith.models.footprint import Footprint
 from tunesmith.models.head import CHUNK, is_worth_sharing
-from tunesmith.models.methods.full import Full
-from tunesmith.models.methods.lora import Lora
-from tunesmith.models.shape import Shape, adapter_parameters, targeted
-from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes
+from tunesmith.models.methods import Method
+from tunesmith.models.shape import Shape
+from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes
 from tunesmith.planning.advise import advise
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
@@ -27,8 +27,8 @@ SCATTER = {
     "layers": 0.15, "gradients": 1.0, "gradients again": 0.5,
 }  # fmt: skip
 """What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
-later request fits. LoRA: of the outputs of the adapted linears, with `again` when they are recomputed; full tuning: of
-what the layers save and of the gradients."""
+later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed; trained
+weights: of what their layers save and of their gradients."""
 LOSS_BYTES = 12
 """A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
 CHUNK_BYTES = 12
@@ -40,7 +40,7 @@ class Wish:
     """A training run to be planned."""
 
     model: str
-    method: Full | Lora
+    method: Method
     precision: Literal["fp32", "bf16"]
     rows: int
     """Rows that go through the model together."""
@@ -77,82 +77,65 @@ class Parts:
         return held + self.activations_bytes + self.logits_bytes + self.overhead_bytes - self.overlap_bytes
 
 
-def trained_parameters(shape: Shape, method: Full | Lora) -> int:
-    """Parameters that get a gradient. Raises UsageError when the method targets a layer that is not there."""
-    if isinstance(method, Full):
-        return shape.parameters
-    return adapter_parameters(_trained_part(shape, method), method.rank, method.targets, dora=method.dora)
-
-
-def _trained_part(shape: Shape, method: Full | Lora) -> Shape:
-    """The layers that keep anything for a backward pass."""
-    if isinstance(method, Full) or not method.last_layers:
-        return shape
-    method.check_layers(shape.layers)
-    return replace(shape, layers=method.last_layers)
-
-
-def weights_bytes(shape: Shape, method: Full | Lora, precision: str) -> int:
-    """Bytes of all weights: trained ones in fp32, frozen ones in the precision of the run."""
-    if isinstance(method, Full):
-        return 4 * shape.parameters
-    return (2 if precision == "bf16" else 4) * shape.parameters + 4 * trained_parameters(shape, method)
+def trained_parameters(shape: Shape, method: Method) -> int:
+    """Parameters that get a gradient. Raises UsageError when the method names a part that is not there."""
+    return method.footprint(shape).trained
 
 
 def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     """Bytes by part of one wish; `auto` counts as no checkpointing. Raises UsageError as `trained_parameters` does."""
-    trained, bf16 = trained_parameters(shape, wish.method), wish.precision == "bf16"
-    batch = _batch(shape, wish, device)
-    layer = layer_bytes(shape, wish.method, bf16=bf16, batch=batch)
-    boundary = boundary_bytes(shape, wish.method, bf16=bf16, batch=batch)
-    layers = _trained_part(shape, wish.method).layers
-    kept = (boundary if wish.checkpointing is True else layer) * layers + 2 * boundary
-    head_copy = 2 * shape.vocabulary * shape.hidden if bf16 and wish.method.kind == "full" else 0
-    kept += head_copy
-    activations = kept + (layer if wish.checkpointing is True else 0)
-    logits = _logits_bytes(shape, wish)
-    gradients = 4 * trained
-    doubled = 4 * shape.vocabulary * shape.hidden if wish.method.kind == "full" and shape.tied else 0
+    footprint, bf16, again = wish.method.footprint(shape), wish.precision == "bf16", wish.checkpointing is True
+    batch = _batch(shape, wish, footprint, device)
+    layer = layer_bytes(shape, footprint, bf16=bf16, batch=batch)
+    passed = passed_bytes(shape, footprint, bf16=bf16, batch=batch)
+    boundary = boundary_bytes(shape, footprint, bf16=bf16, batch=batch)
+    saved = layer * footprint.layers + passed * footprint.passed
+    vocabulary = shape.vocabulary * shape.hidden
+    kept = (boundary * (footprint.layers + footprint.passed) if again else saved) + 2 * boundary
+    kept += 2 * vocabulary if bf16 and footprint.head else 0  # autocast's copy of a trained head
+    activations = kept + (layer if again else 0)
+    logits = _logits_bytes(shape, wish, footprint)
+    gradients = 4 * footprint.trained
+    doubled = 4 * vocabulary if footprint.head and footprint.embeddings and shape.tied else 0
     before = gradients if wish.accumulate > 1 else 0
-    head = 4 * shape.vocabulary * shape.hidden if wish.method.kind == "full" else 0
+    head = 4 * vocabulary if footprint.head else 0
     peak = max(
         before + kept + logits,  # the loss, before any layer has its gradient
         max(before, head) + activations,  # the last layer's backward pass
         gradients + doubled,  # the end of it: a tied matrix gets its gradient from both sides
     )
     work = 3 * (2 if bf16 else 4) * shape.inner * batch.computed  # gradients inside one layer
-    scatter = _scatter(shape, wish, batch, layer * layers) if device == "cpu" else 0
+    scatter = _scatter(wish, footprint, batch, saved) if device == "cpu" else 0
     return Parts(
-        weights_bytes=weights_bytes(shape, wish.method, wish.precision), gradients_bytes=gradients,
-        optimizer_bytes=8 * trained, activations_bytes=activations, logits_bytes=logits,
+        weights_bytes=footprint.weights_bytes(shape, wish.precision), gradients_bytes=gradients,
+        optimizer_bytes=8 * footprint.trained, activations_bytes=activations, logits_bytes=logits,
         overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip
 
 
-def _batch(shape: Shape, wish: Wish, device: str) -> Batch:
+def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch:
     """The batch as models/head.py computes it: a shared beginning once, unless the family or dropout forbids."""
-    drawn = shape.attention_dropout or (isinstance(wish.method, Lora) and wish.method.dropout)
+    drawn = shape.attention_dropout or footprint.dropout
     once = is_worth_sharing(wish.shared, wish.tokens) and wish.rows > 1 and joins(shape) and not drawn
     shared = wish.shared if once else 0
     return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=shared, on_cpu=device == "cpu")
 
 
-def _logits_bytes(shape: Shape, wish: Wish) -> int:
+def _logits_bytes(shape: Shape, wish: Wish, footprint: Footprint) -> int:
     positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
-    if joins(shape) and not isinstance(wish.method, Full):
+    if joins(shape) and not footprint.head:
         return CHUNK_BYTES * min(positions, CHUNK) * shape.vocabulary
     return LOSS_BYTES * positions * shape.vocabulary
 
 
-def _scatter(shape: Shape, wish: Wish, batch: Batch, saved_bytes: int) -> int:
+def _scatter(wish: Wish, footprint: Footprint, batch: Batch, saved_bytes: int) -> int:
     """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
     again = " again" if wish.checkpointing is True else ""
-    if isinstance(wish.method, Full):
-        return round(SCATTER["layers"] * saved_bytes + SCATTER[f"gradients{again}"] * 4 * shape.parameters)
-    outputs = sum(linear.outputs for linear in targeted(_trained_part(shape, wish.method), wish.method.targets))
-    share = SCATTER[f"outputs {wish.precision}{again}"]
-    return round(share * outputs * (2 if wish.precision == "bf16" else 4) * batch.computed)
+    outputs = sum(linear.outputs for linear in footprint.adapted) * (2 if wish.precision == "bf16" else 4)
+    adapters = SCATTER[f"outputs {wish.precision}{again}"] * outputs * batch.computed
+    layers = SCATTER["layers"] * saved_bytes if footprint.trained_linears else 0
+    return round(adapters + layers + SCATTER[f"gradients{again}"] * 4 * footprint.masters)
 
 
 def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:

@@ -11,7 +11,7 @@ from pydantic import Field
 from tunesmith.core.config import Config
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
-from tunesmith.models.methods import Full, Lora, Method
+from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import MemoryPlan
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from tunesmith.planning.memory import Wish
 
 SUBJECT = "model"
+BESIDE: tuple[Method, ...] = (Qlora(), Lora(), Freeze(), Full())
+"""What is planned beside the wish."""
 
 
 class LimitConfig(Config):
@@ -178,13 +180,13 @@ def _shared(rows: Rows) -> int:
 
 
 def _alternatives(shape: Shape, wish: Wish, machine: Machine) -> list[MemoryPlan]:
-    """Both methods in both precisions, the wished method with its own options."""
+    """The wished method with its own options, then the others, in both precisions."""
     from tunesmith.planning.memory import plan_memory
 
-    lora = wish.method if wish.method.kind == "lora" else Lora()
+    others: list[Method] = [method for method in BESIDE if method.kind != wish.method.kind]
     return [
         plan_memory(shape, replace(wish, method=method, precision=precision), machine)
-        for method in (lora, Full())
+        for method in (wish.method, *others)
         for precision in ("fp32", "bf16")
     ]
 
@@ -216,12 +218,11 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
 
     from tunesmith.data.batch import collate
     from tunesmith.models.head import label_losses
-    from tunesmith.models.load import Found, load_model
+    from tunesmith.models.load import Found
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
     bf16, device = plan.precision == "bf16", torch.device(plan.device)
-    weights = load_model(Found(config.model, source), "bf16" if bf16 and plan.method != "full" else "fp32")
-    model = config.method.put(weights).to(device).train()
+    model = config.method.put(config.method.load(Found(config.model, source), plan.precision)).to(device).train()
     if plan.checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = make_optimizer(model, OptimizerConfig(), config.method.rate_factor)

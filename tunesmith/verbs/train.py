@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -191,17 +192,15 @@ def _load(
     """
     import torch
 
-    from tunesmith.models.load import identity, load_model
-    from tunesmith.models.scoring import load_reward_model
+    from tunesmith.models.load import identity
     from tunesmith.training.reference import add_reference
 
-    frozen_in_bf16 = plan.precision == "bf16" and config.method.kind != "full"
     torch.manual_seed(config.seed)
-    load = load_reward_model if config.objective.kind == "reward" else load_model
-    model = load(found, "bf16" if frozen_in_bf16 else "fp32")
+    model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
     if config.objective.uses_reference:
         key = {"weights": identity(found), "data": dataset.data_sha256, "precision": plan.precision}
-        add_reference(model, splits, {**key, "stored": str(model.dtype), "torch": torch.__version__}, run)
+        loaded = {"stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None))}
+        add_reference(model, splits, {**key, **loaded, "torch": torch.__version__}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:

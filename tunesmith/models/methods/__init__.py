@@ -4,7 +4,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from tunesmith.models.methods.freeze import Freeze
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
+from tunesmith.models.methods.qlora import Qlora
 
-Method = Annotated[Full | Lora, Field(discriminator="kind")]
+Method = Annotated[Full | Freeze | Lora | Qlora, Field(discriminator="kind")]

@@ -5,11 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.config import Config
+from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
 
 
 class Full(Config):
@@ -17,6 +21,19 @@ class Full(Config):
 
     kind: Literal["full"] = "full"
     """Every weight is trained."""
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know."""
+        return Footprint(
+            masters=shape.parameters, replaced=shape.parameters, layers=shape.layers, norms=True, head=True,
+            embeddings=True, trained_linears=(*shape.attention, *shape.mlp),
+        )  # fmt: skip
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:  # noqa: ARG002 - every method has it
+        """The base in fp32, whatever the run computes in."""
+        from tunesmith.models.load import load_model
+
+        return load_model(found, "fp32")
 
     def put(self, model: PreTrainedModel) -> Any:
         """Return the model with all parameters trainable, as fp32 master weights."""

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
+
+Rank = Annotated[int, Field(ge=1, le=1024)]
+Alpha = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Targets = Literal["all-linear"] | tuple[str, ...]
+LastLayers = Annotated[int, Field(ge=1)] | None
+PlusRatio = Annotated[float, Field(ge=1, le=64)]
 
 
 class Lora(Config):
@@ -20,43 +32,109 @@ class Lora(Config):
 
     kind: Literal["lora"] = "lora"
     """Low-rank adapters beside frozen weights."""
-    rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    rank: Rank = 16
     """Rank r of the two matrices; more rank, more capacity and memory."""
-    alpha: Annotated[int, Field(ge=1)] = 32
+    alpha: Alpha = 32
     """The update is scaled by alpha / rank (with rslora by alpha / sqrt(rank))."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    dropout: Dropout = 0.0
     """Dropout on the input of the adapters while training."""
-    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    targets: Targets = "all-linear"
     """Which linear layers get an adapter: all-linear (every one but the output head) or a list of module names."""
-    last_layers: Annotated[int, Field(ge=1)] | None = None
+    last_layers: LastLayers = None
     """Adapters in the last so many layers only: the layers before need no backward pass, which saves time and memory and
     usually costs some quality; null takes all."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable (arXiv 2312.03732)."""
-    plus_ratio: Annotated[float, Field(ge=1, le=64)] = 1.0
+    plus_ratio: PlusRatio = 1.0
     """LoRA+ (arXiv 2402.12354): learning rate of the B matrices as a multiple of the schedule's. The paper takes 16 with
     a learning rate that suits A; 1 trains both alike."""
     dora: bool = False
     """Train the length of every weight row beside its direction (DoRA, arXiv 2402.09353); slower, sometimes better."""
+    init: Literal["lora", "gaussian", "orthogonal", "pissa", "pissa_niter_4", "pissa_niter_16"] = "lora"
+    """What the adapters start from: lora (A random, B zero), gaussian (A normal), orthogonal (both random, their product
+    zero; even rank), pissa (the largest singular values of the weight, arXiv 2404.02948, which often learns faster;
+    pissa_niter_N finds them in seconds, by N iterations). A PiSSA adapter is saved as LoRA of twice the rank."""
+    full_modules: tuple[str, ...] = ()
+    """Parts outside the layers that are trained in full: embed_tokens, lm_head, norm (16 bytes a parameter). A tied model
+    has one matrix for embed_tokens and lm_head: naming either trains both."""
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know. Raises UsageError for parts that the model does not have."""
+        from tunesmith.models.parts import trained_outside
+        from tunesmith.models.shape import adapter_parameters, targeted
+
+        self.check_layers(shape.layers)
+        layers, outside = (
+            self.last_layers or shape.layers,
+            trained_outside(shape, self.full_modules, "method.full_modules"),
+        )
+        part = replace(shape, layers=layers)
+        adapters = adapter_parameters(part, self.rank, self.targets, dora=self.dora)
+        embeddings = any("embed_tokens" in path or ".wte" in path or ".wpe" in path for path in outside)
+        return Footprint(
+            masters=sum(outside.values()), adapters=adapters, kept_bytes=4 * adapters if self._is_pissa else 0,
+            layers=layers, passed=shape.layers - layers if embeddings else 0, rank=self.rank, dropout=self.dropout,
+            adapted=tuple(targeted(part, self.targets)), dora=self.dora, embeddings=embeddings,
+            head="lm_head" in outside or (embeddings and shape.tied),
+        )  # fmt: skip
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The base in `precision`, what will be trained in full with the very numbers of its files."""
+        from tunesmith.models.load import load_model
+
+        return self.sharpened(load_model(found, precision), found, precision)
+
+    def sharpened(self, model: PreTrainedModel, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The model with the parts of `full_modules` in fp32, as the base stores them."""
+        from tunesmith.models.overlay import take_stored
+
+        if self.full_modules and precision != "fp32":
+            whole = {id(p) for module in self._whole(model).values() for p in module.parameters(recurse=False)}
+            take_stored(model, found.base, [name for name, p in model.named_parameters() if id(p) in whole])
+        return model
 
     def put(self, model: PreTrainedModel) -> Any:
-        """Return a peft model: base frozen in its precision, adapters trainable in fp32.
+        """Return a peft model: base frozen in its precision, adapters and `full_modules` trainable in fp32.
 
-        Raises UsageError when no module has one of the names in `targets`.
+        Raises UsageError when no module has one of the names in `targets` or `full_modules`, or an init does not fit.
         """
         from peft import LoraConfig, get_peft_model
 
+        from tunesmith.models.pissa import remember
         from tunesmith.models.scoring import task_of
+        from tunesmith.models.whole import is_tied, use_masters
 
         self._check_targets(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.check_layers(layers)
+        self._check_init(model)
+        whole = list(self._whole(model))
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
             target_modules=self._names(model), task_type=task_of(model),
             layers_to_transform=list(range(layers - self.last_layers, layers)) if self.last_layers else None,
+            init_lora_weights=cast(Any, self.init) if self.init != "lora" else True, modules_to_save=whole or None,
+            ensure_weight_tying=is_tied(model, whole),
         )  # fmt: skip
-        return get_peft_model(model, config, low_cpu_mem_usage=False)
+        tuned = get_peft_model(model, config, low_cpu_mem_usage=False)
+        if whole:
+            use_masters(tuned)
+        return remember(tuned) if self._is_pissa else tuned
+
+    @property
+    def _is_pissa(self) -> bool:
+        return self.init.startswith("pissa")
+
+    def _whole(self, model: PreTrainedModel) -> dict[str, Any]:
+        """Path -> module of what is trained in full; what is tied stands under its embedding."""
+        from tunesmith.models.parts import choose, split_parts
+
+        if not self.full_modules:
+            return {}
+        outside = split_parts(model)[1]
+        by_weight = {id(module.weight): path for path, module in reversed(outside.items())}
+        chosen = choose(outside, self.full_modules, "method.full_modules")
+        return {path: outside[path] for path in dict.fromkeys(by_weight[id(outside[it].weight)] for it in chosen)}
 
     def check_layers(self, layers: int) -> None:
         """Raise UsageError where a model of `layers` layers has no `last_layers`."""
@@ -66,6 +144,25 @@ class Lora(Config):
             )
         if self.last_layers and "lm_head" in self.targets:
             raise UsageError("method.targets", "lm_head stands in no layer, so it does not go with last_layers")
+        if "lm_head" in self.targets and {"lm_head", "embed_tokens"} & set(self.full_modules):
+            raise UsageError("method.full_modules", "lm_head has an adapter already", do="Name it in one of the two")
+        if self.init == "orthogonal" and self.rank % 2:
+            raise UsageError("method.rank", "must be even with init orthogonal", got=self.rank)
+
+    def _check_init(self, model: PreTrainedModel) -> None:
+        """PiSSA takes `rank` singular values out of every weight, and must own that weight."""
+        from tunesmith.models.whole import is_tied
+
+        if not self._is_pissa:
+            return
+        if "lm_head" in self.targets and is_tied(model, ["lm_head"]):
+            raise UsageError("method.init", "pissa would change the embedding that is tied to lm_head", got=self.init)
+        names = _linear_names(model) if self.targets == "all-linear" else self.targets
+        widths = [min(cast(Any, m).weight.shape) for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names]
+        if min(widths) < self.rank:
+            raise UsageError(
+                "method.rank", f"pissa takes so many singular values; a weight has {min(widths)}", got=self.rank
+            )
 
     def _names(self, model: PreTrainedModel) -> str | list[str]:
         """What peft is told to adapt; beside chosen layers it takes no `all-linear`."""
@@ -89,15 +186,27 @@ class Lora(Config):
         return self.plus_ratio if ".lora_B." in name else 1.0
 
     def save(self, model: Any, folder: Path) -> None:
-        """Write the adapter in peft's own layout (adapter_model.safetensors, adapter_config.json)."""
-        model.save_pretrained(folder, safe_serialization=True)
+        """Write the adapter in peft's own layout (adapter_model.safetensors, adapter_config.json).
+
+        A PiSSA adapter is written as LoRA of twice the rank, so that it goes over the base as it was.
+        """
+        from tunesmith.models.pissa import as_lora
+
+        model.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+        if self._is_pissa:
+            as_lora(model, folder)
 
     def restore(self, model: Any, folder: Path) -> None:
         """Put saved adapter weights back into a model that `put` returned. Bit for bit."""
         from peft import set_peft_model_state_dict
         from safetensors.torch import load_file
 
-        outcome = set_peft_model_state_dict(model, load_file(folder / "adapter_model.safetensors"))
+        from tunesmith.models.pissa import without_start
+
+        state = load_file(folder / "adapter_model.safetensors")
+        if self._is_pissa:
+            state = without_start(model, state)
+        outcome = set_peft_model_state_dict(model, state)
         assert not outcome.unexpected_keys, outcome.unexpected_keys
 
 
