@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -94,19 +95,25 @@ def _write_optimizer(state: Path, optimizer: torch.optim.Optimizer) -> None:
     import torch
     from safetensors.torch import save_file
 
-    entries = {
-        f"{number}.{name}": value
-        for number, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
-    tensors = {key: value for key, value in entries.items() if isinstance(value, torch.Tensor)}
-    save_file({key: _own(value) for key, value in tensors.items()}, state / "optimizer.safetensors")
+    entries = dict(_flat(optimizer.state_dict()["state"]))
+    tensors, seen = {}, set[int]()
+    for key, value in entries.items():
+        if isinstance(value, torch.Tensor):
+            memory = value.untyped_storage().data_ptr()
+            own = value.detach().clone() if memory in seen else value.detach()  # a table that parameters share
+            tensors[key] = own.cpu().contiguous()
+            seen.add(memory)
+    save_file(tensors, state / "optimizer.safetensors")
     files.write_json(state / "optimizer.json", {k: value for k, value in entries.items() if k not in tensors})
 
 
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that shares its memory with no other: safetensors refuses a table that two parameters share."""
-    return tensor.detach().cpu().clone().contiguous()
+def _flat(entries: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of a dict of dicts."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def seed_everything(seed: int) -> None:
@@ -159,11 +166,14 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
     """Put optimizer and random state of a checkpoint back. Returns its position."""
     from safetensors.torch import load_file
 
-    state: dict[int, dict[str, Any]] = {}
+    state: dict[int, Any] = {}
     numbers = files.read_json(folder / STATE / "optimizer.json")
     for key, value in (load_file(folder / STATE / "optimizer.safetensors") | numbers).items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        number, *between, name = key.split(".")
+        place = state.setdefault(int(number), {})
+        for part in between:
+            place = place.setdefault(part, {})
+        place[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
     _restore_random(folder / STATE)
     return Position(**files.read_json(folder / STATE / "position.json"))

@@ -16,7 +16,7 @@ from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.objectives import Objective, Sft
-from tunesmith.training.optimizer import OptimizerConfig
+from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
@@ -93,13 +93,14 @@ def run(config: TrainConfig, run: Run) -> Training:
     Raises DataError, ModelError or CapacityError in one line, and Paused after SIGTERM or Ctrl-C; what was saved before
     stays whole. A replay that has another loss series than its run leaves a ProofError in `run.unproven`.
     """
-    from tunesmith.core.hardware import reset_peak_memory
+    from tunesmith.core.hardware import probe, reset_peak_memory
     from tunesmith.data.dataset import SPLITS, Rows
     from tunesmith.models.load import as_base, find, identity, load_tokenizer
     from tunesmith.training.lock import make_lock, settle
     from tunesmith.training.loop import train
 
     started = time.perf_counter()
+    check_optimizer(config.optimizer, probe().device)
     found, precision = find(config.model), choose_precision(config)
     if found.gguf:
         raise ModelError(
