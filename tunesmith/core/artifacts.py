@@ -96,6 +96,8 @@ class Training:
     precision: str
     stopped_early: bool
     charts: list[str] = field(default_factory=list)
+    replay: dict[str, Any] | None = None
+    """Of a replay: the run it repeats, whether its losses are the same bit for bit, and where not, from which step on."""
 
 
 @dataclass(frozen=True, slots=True)

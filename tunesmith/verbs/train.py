@@ -1,4 +1,4 @@
-"""Fine-tune a model on a dataset; `--resume` continues an interrupted run."""
+"""Fine-tune a model on a dataset; `--resume` continues an interrupted run, `--replay` repeats one and compares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.objectives import Objective, Sft
-from tunesmith.training.optimizer import OptimizerConfig
+from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
@@ -91,14 +91,17 @@ def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 def run(config: TrainConfig, run: Run) -> Training:
     """Prepare, plan, train. A run folder that holds checkpoints already is continued.
 
-    Raises DataError, ModelError or CapacityError in one line; what was saved before stays whole.
+    Raises DataError, ModelError or CapacityError in one line, and Paused after SIGTERM or Ctrl-C; what was saved before
+    stays whole. A replay that has another loss series than its run leaves a ProofError in `run.unproven`.
     """
-    from tunesmith.core.hardware import reset_peak_memory
+    from tunesmith.core.hardware import probe, reset_peak_memory
     from tunesmith.data.dataset import SPLITS, Rows
-    from tunesmith.models.load import as_base, find, load_tokenizer
+    from tunesmith.models.load import as_base, find, identity, load_tokenizer
+    from tunesmith.training.lock import make_lock, settle
     from tunesmith.training.loop import train
 
     started = time.perf_counter()
+    check_optimizer(config.optimizer, probe().device)
     found, precision = find(config.model), choose_precision(config)
     if found.gguf:
         raise ModelError(
@@ -107,6 +110,8 @@ def run(config: TrainConfig, run: Run) -> Training:
     tokenizer, found = load_tokenizer(found), as_base(found)
     dataset = _dataset(config, tokenizer, run)
     plan = _plan(config, found, dataset, precision, run)
+    lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
+    settle(run, config, lock)
     splits = {split: Rows(dataset.dataset, split) for split in SPLITS}
     reset_peak_memory()
     model = _load(config, found, plan, splits, dataset, run)
@@ -238,6 +243,7 @@ def _finish(
     from tunesmith.training.chart import draw_losses
     from tunesmith.training.checkpoint import folder_of
     from tunesmith.training.loop import count_steps, summarize
+    from tunesmith.training.replay import conclude
 
     position, keep_best = outcome.position, config.evaluation.keep_best
     best = position.best_step if keep_best and position.best_step else position.step
@@ -249,7 +255,7 @@ def _finish(
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
-        **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
+        replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
     run.say(f"memory    peak {made.peak_memory_bytes / 2**30:.2f} GiB, {share:.0%} of the plan")

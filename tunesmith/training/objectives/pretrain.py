@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tunesmith.core.config import Config
 from tunesmith.core.examples import Kind
 from tunesmith.training.objectives.sft import Sft
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Pretrain(Config):
@@ -19,4 +22,9 @@ class Pretrain(Config):
     NATS_A_TOKEN: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = False
     count = Sft.count
-    loss = Sft.loss
+
+    def loss(self, model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+        """The losses of all tokens added up, in nats; no other numbers."""
+        from tunesmith.models.head import label_losses
+
+        return label_losses(model, batch).sum(), {}
