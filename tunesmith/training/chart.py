@@ -17,7 +17,7 @@ def draw_losses(run: Run) -> list[str]:
 
     events = list(run.events())
     steps = {event["step"]: event["loss"] for event in events if event["event"] == "step" and event["loss"] is not None}
-    held = {event["step"]: event["held_out_loss"] for event in events if event["event"] == "evaluation"}
+    held = {event["step"]: event["held_out_loss"] for event in events if "held_out_loss" in event}
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(list(steps), list(steps.values()), color="#9db4d0", linewidth=1, label="training loss, each step")
     axes.plot(list(steps), _smooth(list(steps.values())), color="#1f5fa8", linewidth=2, label="training loss, smoothed")
