@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hub
 from tunesmith.core.errors import ModelError
-from tunesmith.models.overlay import OVERLAY, put_overlay
+from tunesmith.models.overlay import OVERLAY, is_overlay, put_overlay
 
 if TYPE_CHECKING:
     import torch
@@ -194,16 +194,31 @@ def load_model(
         trust_remote_code=False,
         **few_bits,
     )
-    if found.adapter and (found.adapter / OVERLAY).is_file():
+    if found.adapter and is_overlay(found.adapter):
         model = put_overlay(model, found.adapter)
     elif found.adapter:
-        model = _put_adapter(model, found.adapter)
+        model = put_adapter(model, found.adapter)
         if merged and hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
+            model = merge_adapter(model)
     return model if quantization else model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _put_adapter(model: Any, adapter: Path) -> Any:
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """A peft model's base with what the adapter changes added to its weights; the model given is used up.
+
+    An output head with an adapter of its own is untied first: its change is none of the embedding's.
+    """
+    import torch
+
+    head = getattr(model.get_output_embeddings(), "base_layer", None)
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model.merge_and_unload()
+
+
+def put_adapter(model: Any, adapter: Path) -> Any:
+    """A saved peft adapter beside a model's weights. Raises ModelError for one that does not fit them."""
     from peft import PeftModel
 
     try:

@@ -13,6 +13,7 @@ from tunesmith.exporting.certificate import UNDECIDED, Proof, merged_answers, me
 from tunesmith.exporting.gguf import OutType
 from tunesmith.exporting.package import WEIGHTS
 from tunesmith.exporting.prompts import ProofConfig
+from tunesmith.exporting.unquantized import trained_in_four_bits, unquantized_base
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,6 +70,9 @@ def run(config: ExportConfig, run: Run) -> Package:
             merged_logits(compared, job.precision),
             merged_answers(compared, job.precision, config.proof.agreement),
         ]
+        four_bits = trained_in_four_bits(job.found)
+        if four_bits:
+            proofs.append(unquantized_base(job.found, folder / WEIGHTS, four_bits, job.tokenizer, job.rows))
         proofs += _convert_and_ask(config, job, folder, answers, ends, run)
         for proof in proofs:
             tell(proof, run)
@@ -115,10 +119,13 @@ def _look(config: ExportConfig, run: Run) -> _Job:
     from tunesmith.exporting.package import origin_of
     from tunesmith.exporting.prompts import proof_rows, question
     from tunesmith.models.load import find, load_tokenizer, safe_config
+    from tunesmith.models.quantized import need_bitsandbytes
 
     if config.gguf:
         converter()
     found = find(config.model)
+    if trained_in_four_bits(found):
+        need_bitsandbytes()
     if not any(found.base.glob("*.safetensors")):
         raise ModelError(f"model: {config.model}", "has no safetensors weights to export")
     tokenizer, origin = load_tokenizer(found), origin_of(config.model, found)
