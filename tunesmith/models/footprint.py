@@ -37,7 +37,9 @@ class Footprint:
     trained_linears: tuple[Linear, ...] = ()
     """Linear layers of one layer whose own weights are trained."""
     norms: bool = False
-    """The norms inside those layers are trained."""
+    """The norms of whole states inside those layers are trained."""
+    head_norms: bool = False
+    """The norms of queries and keys are trained, where the family has them."""
     head: bool = False
     """The output head is trained, or is tied to a trained embedding."""
     embeddings: bool = False

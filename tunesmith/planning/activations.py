@@ -59,7 +59,7 @@ def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch)
 
 def passed_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
     """Bytes a layer saves in which nothing is trained, but whose input is."""
-    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False)
+    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False, head_norms=False)
     return layer_bytes(shape, nothing, bf16=bf16, batch=batch)
 
 
@@ -94,15 +94,14 @@ class _Layer:
 
     def norms(self) -> int:
         """Input in fp32 and 1 / rms; where the norm is trained also their product. LayerNorm: input, mean, 1 / std."""
-        it, trained = self.shape, self.footprint.norms
-        in_fp32, residual = it.family.startswith("gemma"), _residual(self.footprint, bf16=self.bf16)
+        it, residual = self.shape, _residual(self.footprint, bf16=self.bf16)
         if it.norm_bias:
             return it.norms * residual * (it.hidden + 2)
-        product = (4 if in_fp32 else residual) if trained else 0
+        product = (4 if self._gemma else residual) if self.footprint.norms else 0
         bytes_a_token = it.norms * (it.hidden * (4 + product) + 4)
         if it.head_norms:
             heads = it.heads + it.key_value_heads
-            product = (4 if in_fp32 else self.number) if trained else 0
+            product = (4 if self._gemma else self.number) if self.footprint.head_norms else 0
             bytes_a_token += heads * it.head_size * (4 + product) + 4 * heads
         return bytes_a_token
 
@@ -175,7 +174,12 @@ class _Layer:
     @property
     def _converted(self) -> bool:
         """What comes out of a norm is fp32, so that every linear layer makes its own bf16 copy of it."""
-        return self.bf16 and (self.footprint.norms or self.footprint.embeddings)
+        return self.bf16 and (self.footprint.embeddings or (self.footprint.norms and not self._gemma))
+
+    @property
+    def _gemma(self) -> bool:
+        """Norms multiply in fp32 and give the precision they were given."""
+        return self.shape.family.startswith("gemma")
 
     def between(self) -> int:
         """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA."""
