@@ -102,8 +102,8 @@ def run(config: TrainConfig, run: Run) -> Training:
     tokenizer = load_tokenizer(found)
     dataset = _dataset(config, tokenizer, run)
     plan = _plan(config, found, dataset, precision, run)
-    reset_peak_memory()
     model = _load(config, found, plan)
+    reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
     job = _job(config, model, dataset, tokenizer, precision, found)
     outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
@@ -170,11 +170,13 @@ def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
     """The base model with the method put on it, in the precision that the plan counts with."""
     import torch
 
+    from tunesmith.models.recompute import recompute_activations
+
     model = config.method.load(found, plan.precision)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     return model
 
 

@@ -13,6 +13,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.models import pissa
 from tunesmith.models.load import Found, load_model
 from tunesmith.models.methods import Lora
+from tunesmith.models.shape import read_shape
 
 KINDS = ["pissa", "pissa_niter_4"]
 
@@ -128,5 +129,6 @@ def test_another_start_is_corrected(saved, tmp_path):
     ],
 )
 def test_wishes_that_do_not_fit(wish, message):
+    shape = read_shape(random_model("llama", tie_word_embeddings=True).config.to_dict())
     with pytest.raises(UsageError, match=message):
-        Lora(**{"rank": 4, **wish}).put(random_model("llama", tie_word_embeddings=True))
+        Lora(**{"rank": 4, **wish}).footprint(shape)
