@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,6 +11,7 @@ from tunesmith.core import files, hardware
 from tunesmith.core.errors import CapacityError, ModelError
 from tunesmith.core.examples import Message
 from tunesmith.data.render import render_text
+from tunesmith.exporting.package import BESIDE, WEIGHTS
 from tunesmith.models.load import Found, load_model, merge_adapter, note_of
 from tunesmith.models.overlay import is_overlay
 from tunesmith.models.saving import disk_errors
@@ -62,6 +64,20 @@ def merge(model: Any, found: Found) -> PreTrainedModel:
         kind = note_of(found.adapter).get("peft_type")
         raise ModelError(str(found.adapter), "changes no weights, so it cannot be merged", got=kind)
     return merge_adapter(model)
+
+
+def save_beside(found: Found, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> Found:
+    """Write a base model and, in a folder beside it, the adapter that changes no weights; returns them as found again.
+
+    `folder` is the package; weights are saved as `save` does, the adapter as it was trained.
+    """
+    base, target = Found(found.name, found.base), folder / BESIDE
+    save(load_exact(base), tokenizer, folder / WEIGHTS, precision)
+    target.mkdir()
+    assert found.adapter is not None
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(found.adapter / name, target / name)
+    return Found(found.name, folder / WEIGHTS, adapter=target)
 
 
 def trained_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

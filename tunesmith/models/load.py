@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hub
-from tunesmith.core.errors import ModelError
+from tunesmith.core.errors import ModelError, UsageError
 from tunesmith.models.overlay import OVERLAY, is_overlay, put_overlay
 
 if TYPE_CHECKING:
@@ -108,13 +109,20 @@ def _with_base(adapter: Path) -> Found:
 
 def _package(folder: Path) -> Found:
     inside = files.read_json(folder / PACKAGE)
-    weights = folder / inside["weights"] if inside.get("weights") else None
-    gguf = folder / inside["gguf"] if inside.get("gguf") else None
+    weights, gguf, adapter = (
+        folder / inside[key] if inside.get(key) else None for key in ("weights", "gguf", "adapter")
+    )
     if weights is None and gguf is None:
         raise ModelError(str(folder), "is a package without weights")
-    base = weights or folder
-    adapter = base if note_of(base) else None
-    return Found(inside.get("name", folder.name), find(str(base)).base if adapter else base, adapter, gguf)
+    return Found(inside.get("name", folder.name), weights or folder, adapter, gguf)
+
+
+def method_beside(note: Mapping[str, Any]) -> str | None:
+    """The method of an adapter, by its note, that changes no weights and can only stand beside them; None for others."""
+    from tunesmith.models.methods.bottleneck import FORMAT
+    from tunesmith.models.virtual import METHODS
+
+    return note.get(FORMAT) or METHODS.get(note.get("peft_type", ""))
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -221,9 +229,14 @@ def put_adapter(model: Any, adapter: Path) -> Any:
     """A saved peft adapter beside a model's weights. Raises ModelError for one that does not fit them."""
     from peft import PeftModel
 
+    from tunesmith.models.methods.bottleneck import FORMAT, put_saved
+
+    note = note_of(adapter)
     try:
+        if FORMAT in note:
+            return put_saved(model, adapter, note)
         return PeftModel.from_pretrained(model, adapter, is_trainable=False, low_cpu_mem_usage=False)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             str(adapter), f"does not fit this base model: {reason}", do="Use the base it was trained on"
