@@ -45,6 +45,19 @@ class Footprint:
     embeddings: bool = False
     """The embedding is trained: numbers between layers are fp32 then."""
 
+    virtual: int = 0
+    """Virtual tokens that go through the model before the rows."""
+    prefix: int = 0
+    """Virtual tokens that are only keys and values, in every layer and for every row."""
+    recomputes: bool = True
+    """Whether activations can be recomputed in the backward pass."""
+    bottlenecks: int = 0
+    """Small networks in each of those last layers."""
+    bottleneck_size: int = 0
+    """Width of their middle."""
+    bottleneck_middles: int = 0
+    """How often the backward pass keeps a number of that middle."""
+
     @property
     def trained(self) -> int:
         """Parameters with a gradient."""

@@ -145,9 +145,8 @@ def _look(config: ExportConfig, run: Run) -> _Job:
         )
     rows, rows_from = proof_rows(config.proof, origin.dataset)
     prompts = [token_ids(tokenizer, render_text(tokenizer, question(row), generation_prompt=True)) for row in rows]
-    room = (getattr(safe_config(found.base), "max_position_embeddings", None) or 1 << 20) - adapter.get(
-        "num_virtual_tokens", 0
-    )
+    room = getattr(safe_config(found.base), "max_position_embeddings", None) or 1 << 20
+    room -= note.get("num_virtual_tokens", 0)
     fitting = [number for number, ids in enumerate(prompts) if len(ids) + config.proof.tokens <= room]
     if not fitting:
         raise DataError(

@@ -134,7 +134,9 @@ def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | Non
     if folder:
         from tunesmith.data.dataset import Rows
 
-        batch = largest_batch(Rows(folder, "train"), config.batch, config.seed, joined=joins(shape))
+        batch = largest_batch(
+            Rows(folder, "train"), config.batch, config.seed, joined=joins(shape, config.method.footprint(shape))
+        )
     auto = "bf16" if machine.native_bf16 else "fp32"
     return Wish(
         model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,

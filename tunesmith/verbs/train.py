@@ -148,7 +148,7 @@ def _plan(
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
     wish = Wish(
         model=config.model, method=config.method, precision=precision, rows=config.batch.rows,
-        accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape)),
+        accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape))),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
     )  # fmt: skip

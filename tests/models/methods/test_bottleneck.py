@@ -112,14 +112,18 @@ def test_never_more_than_five_per_cent(after):
     one_more = sum(p.numel() for name, p in model.named_parameters() if "bottleneck.down.bias" in name) and (2 * 32 + 1)
     places = 4 if after == "both" else 2
     assert added <= 0.05 * base < added + places * one_more
-    with pytest.raises(UsageError, match=r"method.size: .*more than 5% of the model's \d+ parameters. Got 64. Take at most"):
+    with pytest.raises(
+        UsageError, match=r"method.size: .*more than 5% of the model's \d+ parameters. Got 64. Take at most"
+    ):
         Bottleneck(size=64, after=after).put(random_model("llama"))
 
 
 def test_what_cannot_be_put_on_is_said_in_one_line():
     with pytest.raises(UsageError, match="method.last_layers: the model has 2 layers. Got 3"):
         Bottleneck(last_layers=3).put(random_model("llama"))
-    small = random_model("llama", num_hidden_layers=2, vocab_size=3, intermediate_size=8, num_key_value_heads=1, head_dim=1)
+    small = random_model(
+        "llama", num_hidden_layers=2, vocab_size=3, intermediate_size=8, num_key_value_heads=1, head_dim=1
+    )
     with pytest.raises(UsageError, match="method.size: .*Got 1. Adapters in fewer places"):
         Bottleneck().put(small)
     odd = random_model("llama", num_hidden_layers=1)

@@ -176,9 +176,8 @@ def test_a_model_opened_for_generation_gives_the_logits_of_the_whole():
         assert fed.tokens == virtual_tokens(model) == method.tokens
         with torch.no_grad():
             whole = model(ids).logits[:, leading_logits(model) :]
-            parts, cache = [], fed.cache()
-            for part in ids.split([30, 9, 1], dim=1):
-                parts.append(fed.model(part, past_key_values=cache, use_cache=True).logits)
+            cache, split = fed.cache(), ids.split([30, 9, 1], dim=1)
+            parts = [fed.model(part, past_key_values=cache, use_cache=True).logits for part in split]
         assert torch.allclose(torch.cat(parts, dim=1), whole, atol=2e-5)
         assert fed.cache().get_seq_length() == method.tokens, "each conversation has a cache of its own"
 
@@ -208,7 +207,9 @@ def test_options_that_would_be_ignored_are_refused(method, said):
 
 def test_more_text_than_tokens_and_more_tokens_than_context(tiny_model):
     base = load_model(find(str(tiny_model)))
-    with pytest.raises(UsageError, match=r"method.text: has 18 tokens, more than the 4 virtual ones. Shorten it or set"):
+    with pytest.raises(
+        UsageError, match=r"method.text: has 18 tokens, more than the 4 virtual ones. Shorten it or set"
+    ):
         Prompt(tokens=4, text="A text of 18 bytes").put(base)
     for method in (Prompt(tokens=512), Prefix(tokens=512), PTuning(tokens=512)):
         with pytest.raises(UsageError, match=r"method.tokens: would fill the model's context of 512 tokens. Got 512"):

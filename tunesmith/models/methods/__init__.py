@@ -13,6 +13,4 @@ from tunesmith.models.methods.prefix import Prefix
 from tunesmith.models.methods.prompt import Prompt
 from tunesmith.models.methods.qlora import Qlora
 
-Method = Annotated[
-    Full | Freeze | Lora | Qlora | Prompt | Prefix | PTuning | Bottleneck, Field(discriminator="kind")
-]
+Method = Annotated[Full | Freeze | Lora | Qlora | Prompt | Prefix | PTuning | Bottleneck, Field(discriminator="kind")]

@@ -9,11 +9,15 @@ from pydantic import Field
 from tunesmith.core import files
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
 
 SHARE = 0.05
 """Most parameters an adapter may have, as a share of the model's; the paper needs 3.6 %."""
@@ -36,6 +40,22 @@ class Bottleneck(Config):
     """Where an adapter stands: behind the feed-forward layer, or behind attention too as in the paper."""
     last_layers: Annotated[int, Field(ge=1)] | None = None
     """Adapters in the last so many layers only, so that those before need no backward pass; null takes all."""
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know. Raises UsageError as `put` does."""
+        depth = self.depth(shape.layers)
+        size = self.width(shape.parameters, shape.hidden, shape.layers)
+        places = depth * len(self.halves)
+        return Footprint(
+            adapters=places * (2 * shape.hidden * size + shape.hidden + size), layers=depth,
+            bottlenecks=len(self.halves), bottleneck_size=size, bottleneck_middles=1 if self.activation == "relu" else 2,
+        )  # fmt: skip
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The base in `precision`; it stays frozen in it."""
+        from tunesmith.models.load import load_model
+
+        return load_model(found, precision)
 
     def put(self, model: PreTrainedModel) -> Any:
         """Return the same model: base frozen in its precision, adapters trainable in fp32 and without effect yet.

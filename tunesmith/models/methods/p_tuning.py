@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tunesmith.core.config import Config
+from tunesmith.models.footprint import Footprint
 from tunesmith.models.virtual import check_room, restore_virtual, save_virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
 
 LAYERS = 2
 """LSTM layers of the paper's prompt encoder; also those peft builds an MLP encoder with."""
@@ -42,6 +46,24 @@ class PTuning(Config):
         if self.layers == 1 and self.dropout:
             raise ValueError("dropout stands between LSTM layers, so one layer has none")
         return self
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know."""
+        width, hidden = shape.hidden, self.hidden
+        trained = self.tokens * width
+        if self.encoder == "mlp":
+            trained += (width + 1) * hidden + (hidden + 1) * hidden + (hidden + 1) * width
+        else:  # four gates with two biases, both ways; then two linear layers
+            inputs = [width] + [2 * hidden] * ((self.layers or LAYERS) - 1)
+            trained += sum(2 * 4 * hidden * (given + hidden + 2) for given in inputs)
+            trained += (2 * hidden + 1) * (2 * hidden + width)
+        return Footprint(adapters=trained, passed=shape.layers, virtual=self.tokens)
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The base in `precision`; it stays frozen in it."""
+        from tunesmith.models.load import load_model
+
+        return load_model(found, precision)
 
     def put(self, model: PreTrainedModel) -> Any:
         """Return a peft model: base frozen in its precision, encoder trainable in fp32."""

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from tunesmith.core.config import Config
+from tunesmith.models.footprint import Footprint
 from tunesmith.models.virtual import check_room, restore_virtual, save_virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
 
 HIDDEN = 512
 """Width of the projection in the paper's table-to-text experiments."""
@@ -36,6 +40,21 @@ class Prefix(Config):
         if self.hidden is not None and not self.projection:
             raise ValueError("hidden is the width of the projection, which is off")
         return self
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know."""
+        width = shape.key_value_heads * shape.head_size
+        every = 2 * shape.layers * width  # keys and values of a token
+        hidden = self.hidden or HIDDEN
+        projection = self.tokens * width + (width + 1) * hidden + (hidden + 1) * every
+        trained = projection if self.projection else self.tokens * every
+        return Footprint(adapters=trained, passed=shape.layers, prefix=self.tokens, recomputes=False)
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The base in `precision`; it stays frozen in it."""
+        from tunesmith.models.load import load_model
+
+        return load_model(found, precision)
 
     def put(self, model: PreTrainedModel) -> Any:
         """Return a peft model: base frozen in its precision, prefix (or its projection) trainable in fp32."""

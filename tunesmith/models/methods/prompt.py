@@ -8,12 +8,16 @@ from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.footprint import Footprint
 from tunesmith.models.virtual import check_room, restore_virtual, save_virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedModel
+
+    from tunesmith.models.load import PRECISIONS, Found
+    from tunesmith.models.shape import Shape
 
 
 class Prompt(Config):
@@ -26,6 +30,16 @@ class Prompt(Config):
     text: Annotated[str, Field(min_length=1)] | None = None
     """The virtual tokens start as the embeddings of this text, repeated where it is shorter; null starts them as
     embeddings drawn from the vocabulary."""
+
+    def footprint(self, shape: Shape) -> Footprint:
+        """What planning has to know."""
+        return Footprint(adapters=self.tokens * shape.hidden, passed=shape.layers, virtual=self.tokens)
+
+    def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:
+        """The base in `precision`; it stays frozen in it."""
+        from tunesmith.models.load import load_model
+
+        return load_model(found, precision)
 
     def put(self, model: PreTrainedModel) -> Any:
         """Return a peft model: base frozen in its precision, virtual tokens trainable in fp32.
