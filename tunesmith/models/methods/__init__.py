@@ -14,3 +14,6 @@ from tunesmith.models.methods.prompt import Prompt
 from tunesmith.models.methods.qlora import Qlora
 
 Method = Annotated[Full | Freeze | Lora | Qlora | Prompt | Prefix | PTuning | Bottleneck, Field(discriminator="kind")]
+
+BESIDE = ("prompt", "prefix", "p_tuning", "bottleneck")
+"""Methods that change no weights: what they train can only stand beside them, never in a merged model or a GGUF file."""
