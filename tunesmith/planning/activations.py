@@ -59,9 +59,7 @@ def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch)
 
 def passed_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
     """Bytes a layer saves in which nothing is trained, but whose input is."""
-    nothing = replace(
-        footprint, adapted=(), trained_linears=(), norms=False, head_norms=False, bottlenecks=0
-    )
+    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False, head_norms=False, bottlenecks=0)
     return layer_bytes(shape, nothing, bf16=bf16, batch=batch)
 
 
