@@ -117,6 +117,18 @@ def opened(model: Any) -> Opened:
     return Opened(inner, tuple((layer.keys, layer.values) for layer in cache.layers), count)
 
 
+def draw_states(model: Any, tokens: int) -> DynamicCache:
+    """Keys and values that a model makes of tokens drawn from its vocabulary."""
+    import torch
+    from transformers import DynamicCache
+
+    ids = torch.randint(0, model.config.get_text_config().vocab_size, (1, tokens), device=model.device)
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
 def save_virtual(model: Any, folder: Path) -> None:
     """Write peft's own layout (adapter_model.safetensors, adapter_config.json), and the encoder where there is one.
 

@@ -167,6 +167,17 @@ def test_without_text_they_start_as_words_of_the_vocabulary():
     assert all((row == words).all(dim=1).any() for row in model.prompt_encoder["default"].embedding.weight)
 
 
+def test_a_prefix_starts_as_keys_and_values_of_words(tiny_model):
+    torch.manual_seed(3)
+    model = Prefix(tokens=6).put(load_model(find(str(tiny_model)))).eval()
+    torch.manual_seed(3)
+    words = torch.randint(0, model.config.vocab_size, (1, 6))
+    ids = torch.arange(3, 23)[None]
+    with torch.no_grad():
+        spoken = model.get_base_model()(torch.cat([words, ids], dim=1)).logits[:, 6:]
+        assert torch.allclose(model(ids).logits, spoken, atol=1e-5)
+
+
 def test_a_model_opened_for_generation_gives_the_logits_of_the_whole():
     ids = some_rows(1)["input_ids"]
     for method in METHODS.values():

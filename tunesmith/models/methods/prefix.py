@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.core.config import Config
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.virtual import check_room, restore_virtual, save_virtual
+from tunesmith.models.virtual import check_room, draw_states, restore_virtual, save_virtual
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,8 +30,8 @@ class Prefix(Config):
     tokens: Annotated[int, Field(ge=1, le=1024)] = 20
     """Virtual tokens; each takes a place of the context."""
     projection: bool = False
-    """While it is trained, make the prefix by a small network from embeddings, which the paper found steadier; it is
-    left out of what is saved for use. false trains keys and values themselves."""
+    """While it is trained, make the prefix by a small network from random embeddings, as the paper does; the network is
+    left out of what is saved for use. false trains keys and values themselves, from those of drawn words on."""
     hidden: Annotated[int, Field(ge=1)] | None = None
     """Width of the middle of that network; null takes 512."""
 
@@ -57,15 +57,23 @@ class Prefix(Config):
         return load_model(found, precision)
 
     def put(self, model: PreTrainedModel) -> Any:
-        """Return a peft model: base frozen in its precision, prefix (or its projection) trainable in fp32."""
-        from peft import PrefixTuningConfig, get_peft_model
+        """Return a peft model: base frozen in its precision, prefix (or its projection) trainable in fp32.
+
+        Keys and values start as those of tokens drawn from the vocabulary: the paper (section 7.4) found that activations
+        of real words start far better than random numbers, which drown the conversation at first.
+        """
+        from peft import PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_past_key_values
 
         check_room(model, self.tokens)
+        drawn = None if self.projection else draw_states(model, self.tokens)
         config = PrefixTuningConfig(
             num_virtual_tokens=self.tokens, prefix_projection=self.projection,
             encoder_hidden_size=self.hidden or HIDDEN, task_type="CAUSAL_LM",
         )  # fmt: skip
-        return get_peft_model(model, config)
+        tuned = get_peft_model(model, config)
+        if drawn:
+            initialize_kv_prefix_from_past_key_values(tuned, past_key_values=drawn)
+        return tuned
 
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""
