@@ -38,13 +38,24 @@ def __dir__() -> list[str]:
 
 def _verb(verb: str) -> Callable[..., Any]:
     def call(
-        config: Any = None, *, out: str | Path | None = None, resume: bool = False, quiet: bool = True, **wishes: Any
+        config: Any = None,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        replay: str | Path | None = None,
+        quiet: bool = True,
+        **wishes: Any,
     ) -> Any:
         from tunesmith.core.config import load
+        from tunesmith.core.errors import UsageError
 
-        verbs = _verbs()
+        verbs, replay_of = _verbs(), Path(replay) if replay else None
+        if replay_of and (config is not None or wishes or resume):
+            raise UsageError("replay", "takes the config of the run as it is", do="Leave the other options out")
+        if replay_of:
+            config = verbs.locked_config(verb, replay_of)
         chosen = config if config is not None else load(verbs.config_class(verb), wishes, where=verb)
-        return verbs.perform(verb, chosen, out, resume=resume, quiet=quiet)[0]
+        return verbs.perform(verb, chosen, out, resume=resume, replay_of=replay_of, quiet=quiet)[0]
 
     call.__name__ = verb
     call.__doc__ = _verbs().summary(verb)

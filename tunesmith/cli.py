@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -20,6 +21,7 @@ FLAGS = {
     "dry-run": "say what would happen, do nothing",
     "json": "print result.json to standard output and nothing else",
     "resume": "continue the interrupted run in --out (or in the folder given as subject)",
+    "replay": "run the run folder given as subject again, in a new folder, and compare the two",
     "quiet": "say nothing but warnings and errors",
 }
 
@@ -85,40 +87,59 @@ def _main(words: list[str]) -> int:
 def _perform(verb: str, typed: Words) -> int:
     from tunesmith.core.config import load, read_yaml
     from tunesmith.core.files import to_json
-    from tunesmith.core.run import CONFIG
 
     module, overrides = verbs.verb_module(verb), list(typed.overrides)
-    where, document = f"tunesmith {verb}", {}
-    resume = "resume" in typed.flags
-    if resume and verb not in verbs.RESUMABLE:
-        raise UsageError("--resume", f"{verb} has nothing to resume", do=f"Resumable: {', '.join(verbs.RESUMABLE)}")
-    if resume and typed.subject and Path(typed.subject).is_dir():
-        typed.out, typed.subject = typed.subject, None
-    if resume:
-        if not typed.out or not (Path(typed.out) / CONFIG).is_file():
-            raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
-        if typed.subject or overrides:
-            raise UsageError("--resume", "takes the config of the run as it is", do="Leave the other options out")
-        typed.subject = str(Path(typed.out) / CONFIG)
-    if typed.subject and typed.subject.endswith((".yaml", ".yml")):
-        where, document = typed.subject, read_yaml(Path(typed.subject))
-    elif typed.subject:
-        overrides.insert(0, (module.SUBJECT, typed.subject))
-    config = load(verbs.config_class(verb), document, overrides, where)
+    where, document, replay_of = f"tunesmith {verb}", {}, None
+    if "resume" in typed.flags and "replay" not in typed.flags:
+        _resume(verb, typed)
+    if "replay" in typed.flags:
+        replay_of = _replay(typed)
+        config = verbs.locked_config(verb, replay_of)
+    else:
+        if typed.subject and typed.subject.endswith((".yaml", ".yml")):
+            where, document = typed.subject, read_yaml(Path(typed.subject))
+        elif typed.subject:
+            overrides.insert(0, (module.SUBJECT, typed.subject))
+        config = load(verbs.config_class(verb), document, overrides, where)
     if "dry-run" in typed.flags:
         print(module.preview(config))
         return 0
     warnings.simplefilter("ignore", FutureWarning)  # libraries speaking to us, not to the person who typed
-    as_json = "json" in typed.flags
-    _, folder = verbs.perform(
-        verb, config, typed.out, resume=resume, quiet="quiet" in typed.flags, screen_is_stderr=as_json
-    )
-    if as_json:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    voice = {"quiet": "quiet" in typed.flags, "screen_is_stderr": "json" in typed.flags}
+    _, folder = verbs.perform(verb, config, typed.out, resume="resume" in typed.flags, replay_of=replay_of, **voice)
+    if "json" in typed.flags:
         from tunesmith.core.files import read_json
         from tunesmith.core.run import RESULT
 
         print(to_json(read_json(folder / RESULT)))
     return 0
+
+
+def _resume(verb: str, typed: Words) -> None:
+    """`--resume` means the config of the run folder, in the run folder."""
+    from tunesmith.core.run import CONFIG
+
+    if verb not in verbs.RESUMABLE:
+        raise UsageError("--resume", f"{verb} has nothing to resume", do=f"Resumable: {', '.join(verbs.RESUMABLE)}")
+    if typed.subject and Path(typed.subject).is_dir():
+        typed.out, typed.subject = typed.subject, None
+    if not typed.out or not (Path(typed.out) / CONFIG).is_file():
+        raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
+    if typed.subject or typed.overrides:
+        raise UsageError("--resume", "takes the config of the run as it is", do="Leave the other options out")
+    typed.subject = str(Path(typed.out) / CONFIG)
+
+
+def _replay(typed: Words) -> Path:
+    """`--replay FOLDER` means the config that the folder's run was locked with, in another folder."""
+    if "resume" in typed.flags:
+        raise UsageError("--replay", "runs anew", do="--resume alone continues an interrupted replay")
+    if typed.overrides:
+        raise UsageError("--replay", "takes the config of the run as it is", do="Leave the other options out")
+    if not typed.subject:
+        raise UsageError("--replay", "needs a run folder", got="nothing")
+    return Path(typed.subject)
 
 
 def parse(words: list[str], verb: str) -> Words:

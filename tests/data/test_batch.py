@@ -32,7 +32,7 @@ def test_rows_of_like_length_stand_together():
 
 def test_padding_and_labels(tmp_path):
     rows = [Rendered([5, 6, 7], [True, False, True]), Rendered([8, 9], [False, True])]
-    write_split(tmp_path, "train", rows, [])
+    write_split(tmp_path, "train", [(row,) for row in rows], [])
     batch = collate(Rows(tmp_path, "train"), [1, 0], pad_token=0)
     assert batch["input_ids"].tolist() == [[8, 9, 0, 0], [5, 6, 7, 0]]  # few widths: multiples of four
     assert batch["attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 0]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -45,10 +47,13 @@ def some_rows(rows: int = 4, width: int = 40) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
-def whole_losses(model, batch) -> torch.Tensor:
+def whole_losses(model, batch, smoothing: float = 0.0) -> torch.Tensor:
     """(B, T-1), by all logits of the padded batch."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits.float()
-    return cross_entropy(logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:], reduction="none", ignore_index=-100)
+    return cross_entropy(
+        logits[:, :-1].transpose(1, 2), batch["labels"][:, 1:],
+        reduction="none", ignore_index=-100, label_smoothing=smoothing,
+    )  # fmt: skip
 
 
 def losses_and_gradients(model, batch, how) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,9 +65,9 @@ def losses_and_gradients(model, batch, how) -> tuple[torch.Tensor, torch.Tensor]
     return losses.detach(), torch.cat(gradients)
 
 
-def same(model, batch) -> None:
-    ours = losses_and_gradients(model, batch, label_losses)
-    plain = losses_and_gradients(model, batch, whole_losses)
+def same(model, batch, smoothing: float = 0.0) -> None:
+    ours = losses_and_gradients(model, batch, partial(label_losses, smoothing=smoothing))
+    plain = losses_and_gradients(model, batch, partial(whole_losses, smoothing=smoothing))
     assert torch.allclose(ours[0], plain[0], atol=2e-5)
     assert torch.allclose(ours[1], plain[1], atol=2e-5 * float(plain[1].abs().max()))
 
@@ -81,6 +86,16 @@ def test_every_family(family, method):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     same(model, some_rows())
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", [Full(), Lora(rank=4)], ids=["full", "lora"])
+def test_smoothed_labels_are_torchs(family, method):
+    shape = {"n_embd": 32, "n_layer": 2, "n_head": 4} if family == "gpt2" else {}
+    model = method.put(random_model(family, **shape)).eval()
+    same(model, some_rows(), smoothing=0.2)
+    plain, smooth = (label_losses(model, some_rows(), smoothing=share).sum().item() for share in (0.0, 0.2))
+    assert abs(plain - smooth) > 0.1
 
 
 @pytest.mark.parametrize("scores", [0, 10**9], ids=["fused", "products"])

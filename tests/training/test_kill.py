@@ -48,7 +48,23 @@ def kill_at_event(process: subprocess.Popen[bytes], folder: Path, events: int) -
     process.wait()
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "argument", "counted", "at_least"),
+    [("kills.py", "25", "kills", 25), ("faults.py", "6", "operations", 150)],
+)
+def test_rehearsals(tmp_path, script, argument, counted, at_least):
+    """`kill -9` in saves and out of them, and a disk that fails at every sixth operation; the scripts judge the runs."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / script
+    words = [sys.executable, str(path), argument, "--out", str(tmp_path / "found.json")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=800, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text(encoding="utf-8"))
+    assert found["all_bit_identical"] is True
+    assert found[counted] >= at_least
+
+
+@pytest.mark.parametrize("kills", [3])
 def test_any_moment(tmp_path, tiny_model, rows_file, kills):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = options(tiny_model, rows_file)

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from tunesmith.core.examples import Kind
+
 
 def as_result(artifact: Any) -> dict[str, Any]:
     """The artifact as result.json holds it: paths as text."""
@@ -35,6 +37,8 @@ class Dataset:
     """Kept rows whose last end-of-turn token is not trained."""
     template_sha256: str
     data_sha256: str
+    kind: Kind = "conversation"
+    """What the rows are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,8 @@ class Training:
     precision: str
     stopped_early: bool
     charts: list[str] = field(default_factory=list)
+    replay: dict[str, Any] | None = None
+    """Of a replay: the run it repeats, whether its losses are the same bit for bit, and where not, from which step on."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,12 @@ def _configs(field: FieldInfo) -> list[type[Config]]:
 def variants_of(field: FieldInfo) -> list[type[Config]]:
     """The choices of a shelf when the field is a discriminated union (each has `kind`), else []."""
     found = _configs(field)
-    return found if found and all("kind" in c.model_fields for c in found) else []
+    return found if found and all(_is_choice(c) for c in found) else []
+
+
+def _is_choice(cls: type[Config]) -> bool:
+    """Whether a Config is one choice of a shelf: its `kind` can be one word only."""
+    return "kind" in cls.model_fields and len(get_args(cls.model_fields["kind"].annotation)) == 1
 
 
 def section_of(field: FieldInfo) -> type[Config] | None:

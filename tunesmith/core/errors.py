@@ -6,8 +6,9 @@ TunesmithError         1  500  something in Tunesmith itself; please report it
 ├── ModelError         4  404  no such model, not a package, adapter of another base, unsafe weights
 ├── CapacityError      5  507  does not fit in memory, disk full, file too large
 ├── ServiceError       6  503  port taken, remote server unreachable, engine gone
-├── ProofError         7  500  an exported package does not behave like the model that was trained
+├── ProofError         7  500  an export does not behave like its model, or a replay like its run
 ├── MissingExtra       8  501  a library of another installation extra is needed
+├── Paused            75  503  training stopped by SIGTERM or Ctrl-C and saved; --resume goes on
 └── Interrupted      130  499  stopped by the person (Ctrl-C)
 
 A message is one line: `where: what. Got value. Do this.`
@@ -71,7 +72,7 @@ class ServiceError(TunesmithError):
 
 
 class ProofError(TunesmithError):
-    """An export was made but does not behave like what was trained."""
+    """What was made does not behave as it must: an export unlike its model, a replay unlike its run."""
 
     exit_code = 7
 
@@ -81,6 +82,13 @@ class MissingExtra(TunesmithError):
 
     exit_code = 8
     http_status = 501
+
+
+class Paused(TunesmithError):
+    """Training was asked to stop, and saved where it stood; `--resume` goes on (75 is EX_TEMPFAIL: try again later)."""
+
+    exit_code = 75
+    http_status = 503
 
 
 class Interrupted(TunesmithError):

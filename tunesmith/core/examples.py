@@ -1,4 +1,4 @@
-"""What a row says, once its layout is forgotten: messages with roles, and where they came from."""
+"""What a row says, once its layout is forgotten: dialogue, preference, verdict or text, and where it came from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Role = Literal["system", "user", "assistant", "tool"]
+Kind = Literal["conversation", "preference", "feedback", "text"]
+"""What rows are: dialogue, two answers of which one is better, an answer that is good or bad, plain text."""
 IGNORED = -100
 """The label of a token that is not trained; torch's cross entropy passes over it."""
 
@@ -39,3 +41,41 @@ class Conversation:
     def as_dicts(self) -> list[dict[str, Any]]:
         """All messages as plain dicts."""
         return [message.as_dict() for message in self.messages]
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """Two answers to the same prompt, the better one first. Only the answers are trained."""
+
+    chosen: Conversation
+    rejected: Conversation
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Feedback:
+    """A dialogue whose last answer was found good or bad. Only that answer is trained."""
+
+    judged: Conversation
+    good: bool
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A document for pre-training."""
+
+    text: str
+    source: str
+
+
+Example = Conversation | Preference | Feedback | Text
+
+
+def dialogue_of(example: Example) -> Conversation | None:
+    """The dialogue in an example that a model can be asked with: of two answers the better one; None for plain text."""
+    if isinstance(example, Preference):
+        return example.chosen
+    if isinstance(example, Feedback):
+        return example.judged
+    return example if isinstance(example, Conversation) else None

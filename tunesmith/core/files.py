@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
@@ -128,12 +129,32 @@ def new_folder(target: Path, **facts: Any) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def is_torn(path: Path) -> bool:
+    """Whether a name is that of a write that never came to its end (`x.tmp-1a2b3c4d`, `.x.json.1a2b3c4d`)."""
+    return ".tmp-" in path.name or bool(re.fullmatch(r"\..+\.[0-9a-f]{8}", path.name))
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove from a folder what interrupted writes have left; nothing else may be writing there."""
+    for path in [path for path in folder.iterdir() if is_torn(path)]:
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
 def as_capacity(error: OSError, path: Path) -> Exception:
-    """Turn "no space left", "file too large" and "quota" into a CapacityError; any other error is given back."""
+    """Turn what a full or failing disk says into a CapacityError; any other error is given back."""
     import errno
 
-    if error.errno in {errno.ENOSPC, errno.EFBIG, errno.EDQUOT}:
-        return CapacityError(str(path), f"cannot be written: {error.strerror}", do="Free some space and start again")
+    space = "Free some space and start again"
+    remedies = {
+        errno.ENOSPC: space, errno.EFBIG: space, errno.EDQUOT: space,
+        errno.EIO: "The disk fails; look at it before you start again",
+        errno.EROFS: "Make the file system writable and start again",
+    }  # fmt: skip
+    if error.errno in remedies:
+        return CapacityError(str(path), f"cannot be written: {error.strerror}", do=remedies[error.errno])
     return error
 
 

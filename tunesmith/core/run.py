@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -13,9 +14,9 @@ from typing import Any
 
 from tunesmith.core import files
 from tunesmith.core.config import Config, dump_yaml
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import CapacityError, Paused, TunesmithError, UsageError
 
-CONFIG, EVENTS, RESULT = "config.yaml", "events.jsonl", "result.json"
+CONFIG, EVENTS, RESULT, LOCK = "config.yaml", "events.jsonl", "result.json", "lock.json"
 
 
 class Progress:
@@ -85,6 +86,10 @@ class Run:
         self.verb, self.folder, self.quiet, self.screen_is_stderr = verb, folder, quiet, screen_is_stderr
         self.console = Console(file=sys.stderr if screen_is_stderr else sys.stdout, highlight=False, soft_wrap=True)
         self.started = time.time()
+        self.replay_of: Path | None = None
+        """The run folder whose run this one repeats."""
+        self.unproven: TunesmithError | None = None
+        """What the verb made but could not prove; raised once result.json is written."""
         self._created = False
 
     @classmethod
@@ -95,20 +100,26 @@ class Run:
         out: str | Path | None = None,
         *,
         resume: bool = False,
-        quiet: bool = False,
-        screen_is_stderr: bool = False,
+        replay_of: Path | None = None,
+        **voice: bool,
     ) -> Run:
         """Make the run folder (default `runs/<verb>-<time>`) and write the resolved config into it.
 
+        `voice` is how it speaks: `quiet`, `screen_is_stderr`.
+
         Raises UsageError when the folder holds something already and the run is not resumed.
         """
-        run = cls(verb, Path(out) if out else _fresh_folder(verb), quiet=quiet, screen_is_stderr=screen_is_stderr)
-        if not resume and run.folder.exists() and (not run.folder.is_dir() or any(run.folder.iterdir())):
+        run = cls(verb, Path(out) if out else _fresh_folder(verb), **voice)
+        run.replay_of = replay_of
+        if not resume and run.folder.exists() and not _is_empty(run.folder):
             raise UsageError(str(run.folder), "is not empty", do="Choose another --out or remove it")
         run._created = not run.folder.exists()
         try:
             run.folder.mkdir(parents=True, exist_ok=True)
-            if not resume:
+            if resume:
+                files.remove_torn(run.folder)
+                run._end_torn_line()
+            else:
                 files.write_text(run.folder / CONFIG, dump_yaml(config))
             run.event("started", verb=verb, resumed=resume)
         except OSError as error:
@@ -118,12 +129,26 @@ class Run:
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to events.jsonl."""
         line = files.to_json({"time": round(time.time(), 3), "event": kind, **facts}, indent=None)
-        with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        try:
+            with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise files.as_capacity(error, self.folder / EVENTS) from None
+
+    def _end_torn_line(self) -> None:
+        """What a crash or a full disk has torn ends here, so that the next event is a line of its own."""
+        with contextlib.suppress(FileNotFoundError), (self.folder / EVENTS).open("rb+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
 
     def events(self) -> Iterator[dict[str, Any]]:
         """All whole lines of events.jsonl; a line torn by a crash is passed over."""
-        with contextlib.suppress(FileNotFoundError), (self.folder / EVENTS).open(encoding="utf-8") as file:
+        with (
+            contextlib.suppress(FileNotFoundError),
+            (self.folder / EVENTS).open(encoding="utf-8", errors="replace") as file,
+        ):
             for line in file:
                 with contextlib.suppress(ValueError):
                     yield json.loads(line)
@@ -151,10 +176,18 @@ class Run:
         """Note the failure; a folder made for this run that holds no work is removed again."""
         if not self.folder.is_dir():
             return
-        with contextlib.suppress(OSError):  # the disk may be what failed
-            self.event("failed", error=str(error))
-        if self._created and {path.name for path in self.folder.iterdir()} <= {CONFIG, EVENTS}:
+        paused = isinstance(error, Paused)
+        with contextlib.suppress(OSError, CapacityError):  # the disk may be what failed
+            self._end_torn_line()
+            self.event("paused" if paused else "failed", error=str(error))
+        held = {path.name for path in self.folder.iterdir()}
+        if self._created and held <= {CONFIG, EVENTS, LOCK} and not paused:
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Whether a run may begin there; a run that was killed while its config was written has begun nothing."""
+    return folder.is_dir() and all(files.is_torn(path) for path in folder.iterdir())
 
 
 def _fresh_folder(verb: str) -> Path:

@@ -62,11 +62,14 @@ def width_of(lengths: Iterable[int]) -> int:
 def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
     """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64, T a multiple of 4.
 
-    Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding.
+    Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding. B rows of two
+    sequences make 2 B lines: all first ones, then all second ones. What rows carry beside tokens is (B,) or (2 B,).
     """
     import torch
 
-    chosen = [rows[number] for number in numbers]
+    chosen = [
+        sequence for place in zip(*(rows.sequences(number) for number in numbers), strict=True) for sequence in place
+    ]
     ids = torch.full((len(chosen), width_of(len(row.ids) for row in chosen)), pad_token, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
@@ -77,4 +80,6 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
         trained = torch.tensor(row.trained)
         labels[place, :length][trained] = ids[place, :length][trained]
     labels[:, 0] = IGNORED  # nothing stands before the first token to predict it from
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    extras = {name: torch.from_numpy(values[list(numbers)]) for name, values in rows.extras.items()}
+    beside = {name: values.T.reshape(-1) if values.ndim > 1 else values for name, values in extras.items()}
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, **beside}

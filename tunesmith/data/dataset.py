@@ -1,4 +1,4 @@
-"""The prepared Dataset on disk: token arrays that are memory-mapped, conversations, ledger, facts."""
+"""The prepared Dataset on disk: token arrays that are memory-mapped, examples, ledger, facts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import artifacts, files
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Conversation
+from tunesmith.core.examples import Example, Feedback, Preference, Text
 from tunesmith.data.render import Rendered
 
 if TYPE_CHECKING:
@@ -28,45 +28,79 @@ class TokenRow:
 
 
 class Rows:
-    """A memory-mapped split of a Dataset: `rows[3]`, `len(rows)`, `rows.lengths`, `rows.labels` (trained tokens a row)."""
+    """A memory-mapped split of a Dataset.
+
+    A row has one sequence of tokens or two (preference: the chosen answer, the rejected one; feedback: the row, and its
+    prompt with another row's answer). `lengths` are those of the longest sequence, `labels` the trained tokens of all.
+    """
 
     def __init__(self, folder: Path, split: str) -> None:
         import numpy as np
 
         self._ids = np.load(folder / f"{split}.ids.npy", mmap_mode="r")
         self._trained = np.load(folder / f"{split}.trained.npy", mmap_mode="r")
-        self._ends = np.load(folder / f"{split}.ends.npy")
-        starts = np.concatenate([[0], self._ends[:-1]])
-        self._starts = starts
-        self.lengths: list[int] = (self._ends - starts).tolist()
-        self.labels: list[int] = [int(self._trained[a + 1 : b].sum()) for a, b in zip(starts, self._ends, strict=True)]
+        ends = np.load(folder / f"{split}.ends.npy")
+        self._ends = ends.reshape(len(ends), -1)  # (rows, sequences)
+        self._starts = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
+        self.lengths: list[int] = (self._ends - self._starts).max(axis=1, initial=0).tolist()
+        self.labels: list[int] = [
+            sum(int(row.trained[1:].sum()) for row in self.sequences(number)) for number in range(len(self))
+        ]
+        verdicts = folder / f"{split}.good.npy"
+        self.extras: dict[str, np.ndarray] = {"good": np.load(verdicts)} if verdicts.is_file() else {}
+        """What a batch carries beside tokens, by name: one number a row, or one a sequence (rows, sequences)."""
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self._ends)
+
+    @property
+    def each(self) -> int:
+        """Sequences of a row."""
+        return self._ends.shape[1]
 
     def __getitem__(self, number: int) -> TokenRow:
-        span = slice(self._starts[number], self._ends[number])
-        return TokenRow(self._ids[span], self._trained[span])
+        """The first sequence of a row."""
+        return self.sequences(number)[0]
+
+    def sequences(self, number: int) -> tuple[TokenRow, ...]:
+        """All sequences of a row."""
+        spans = [slice(a, b) for a, b in zip(self._starts[number], self._ends[number], strict=True)]
+        return tuple(TokenRow(self._ids[span], self._trained[span]) for span in spans)
 
     def __iter__(self) -> Iterator[TokenRow]:
-        return (self[number] for number in range(len(self)))
+        """All sequences, row after row."""
+        return (row for number in range(len(self)) for row in self.sequences(number))
 
 
-def write_split(folder: Path, split: str, rendered: Sequence[Rendered], examples: Sequence[Conversation]) -> None:
-    """Write one split into a folder: three arrays, and the conversations as openai rows that any verb can read."""
+def write_split(folder: Path, split: str, rows: Sequence[Sequence[Rendered]], examples: Sequence[Example]) -> None:
+    """Write one split into a folder: token arrays, and the examples as rows that any verb can read."""
     import numpy as np
 
-    ids = np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in rendered] or [np.zeros(0, np.int32)])
-    trained = np.concatenate([np.asarray(row.trained, dtype=bool) for row in rendered] or [np.zeros(0, bool)])
+    flat = [sequence for row in rows for sequence in row]
+    ids = np.concatenate([np.asarray(row.ids, dtype=np.int32) for row in flat] or [np.zeros(0, np.int32)])
+    trained = np.concatenate([np.asarray(row.trained, dtype=bool) for row in flat] or [np.zeros(0, bool)])
+    ends = np.cumsum([len(row.ids) for row in flat], dtype=np.int64)
     np.save(folder / f"{split}.ids.npy", ids)
     np.save(folder / f"{split}.trained.npy", trained)
-    np.save(folder / f"{split}.ends.npy", np.cumsum([len(row.ids) for row in rendered], dtype=np.int64))
-    files.write_jsonl(folder / f"{split}.jsonl", (_openai_row(example) for example in examples))
+    np.save(folder / f"{split}.ends.npy", ends.reshape(len(rows), -1) if rows else ends.reshape(0, 1))
+    verdicts = [example.good for example in examples if isinstance(example, Feedback)]
+    if verdicts:
+        np.save(folder / f"{split}.good.npy", np.asarray(verdicts, dtype=bool))
+    files.write_jsonl(folder / f"{split}.jsonl", (_as_row(example) for example in examples))
 
 
-def _openai_row(example: Conversation) -> dict[str, Any]:
+def _as_row(example: Example) -> dict[str, Any]:
+    if isinstance(example, Text):
+        return {"text": example.text, "source": example.source}
+    if isinstance(example, Feedback):
+        return {**_as_row(example.judged), "label": example.good}
+    if isinstance(example, Preference):
+        prompt = [m.as_dict() for m in example.chosen.messages if not m.trained]
+        answers = [[m.as_dict() for m in side.messages if m.trained] for side in (example.chosen, example.rejected)]
+        row = {"prompt": prompt, "chosen": answers[0], "rejected": answers[1], "source": example.source}
+        return {**row, "tools": list(example.chosen.tools)} if example.chosen.tools else row
     messages = [{**m.as_dict(), **({} if m.trained else {"weight": 0})} for m in example.messages]
-    row: dict[str, Any] = {"messages": messages, "source": example.source}
+    row = {"messages": messages, "source": example.source}
     if example.tools:
         row["tools"] = list(example.tools)
     if example.expect:

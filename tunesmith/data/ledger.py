@@ -14,7 +14,7 @@ Outcome = Literal["kept", "truncated", "dropped"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row's line in ledger.jsonl; token counts are those of the rendered row."""
+    """One row's line in ledger.jsonl; token counts are those of the rendered row, of both answers where it has two."""
 
     source: str
     outcome: Outcome
@@ -26,6 +26,8 @@ class Entry:
     lost_from: Literal["end", ""] = ""
     lost_trained_tokens: int = 0
     end_trained: bool = False
+    longest: int = 0
+    """Tokens of its longest sequence."""
 
     def as_dict(self) -> dict[str, Any]:
         """The entry as it stands in ledger.jsonl."""
@@ -44,7 +46,7 @@ def totals(entries: Sequence[Entry]) -> dict[str, Any]:
         "reasons": dict(Counter(entry.reason for entry in entries if entry.outcome == "dropped").most_common()),
         "tokens": sum(entry.tokens for entry in kept),
         "trained_tokens": sum(entry.trained_tokens for entry in kept),
-        "longest": max((entry.tokens for entry in kept), default=0),
+        "longest": max((entry.longest for entry in kept), default=0),
         "end_token_lost": sum(not entry.end_trained for entry in kept),
     }
 

@@ -6,15 +6,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import files
 from tunesmith.core.artifacts import Dataset
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Conversation
+from tunesmith.core.examples import Example, Feedback, Kind, Preference, Text, dialogue_of
 from tunesmith.data.dataset import FACTS, LEDGER, write_split
 from tunesmith.data.ledger import Entry, check, totals
-from tunesmith.data.render import Rendered, render, template_fingerprint
+from tunesmith.data.render import Rendered, render, render_text_row, template_fingerprint
 from tunesmith.data.source import Reading, Source, read_examples
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    example: Conversation
-    rendered: Rendered
+    example: Example
+    rendered: tuple[Rendered, ...]
     entry: Entry
 
 
@@ -68,7 +68,43 @@ def write_dataset(
     check(entries, source.max_lost)
     if not train:
         raise DataError("dataset", "no row is left to train on", got=f"{len(held)} held out")
-    return _write(target, train, held, entries, reading.format, template_fingerprint(tokenizer))
+    sequences = {
+        name: sequences_of(reading.kind, [row.rendered for row in rows], cutoff)
+        for name, rows in (("train", train), ("held_out", held))
+    }
+    facts = {"format": reading.format, "kind": reading.kind, "template_sha256": template_fingerprint(tokenizer)}
+    return _write(target, {"train": train, "held_out": held}, sequences, entries, facts)
+
+
+def sequences_of(kind: Kind, rows: Sequence[tuple[Rendered, ...]], cutoff: int) -> list[tuple[Rendered, ...]]:
+    """What the rows of a split become: documents are laid end to end, verdicts get a mismatched answer."""
+    if kind == "text":
+        return _blocks([rendered for (rendered,) in rows], cutoff)
+    if kind == "feedback" and rows:
+        if len(rows) < 2:
+            raise DataError("dataset", "KTO needs at least 2 rows on either side of the split", got="1")
+        return [(row[0], _mismatched(row[0], rows[number - 1][0], cutoff)) for number, row in enumerate(rows)]
+    return list(rows)
+
+
+def _blocks(documents: Sequence[Rendered], cutoff: int) -> list[tuple[Rendered, ...]]:
+    """All documents as one stream of tokens, cut into rows of `cutoff` tokens; no token is lost."""
+    stream = [token for document in documents for token in document.ids]
+    return [
+        (Rendered(part, [True] * len(part)),)
+        for start in range(0, len(stream), cutoff)
+        if len(part := stream[start : start + cutoff]) > 1
+    ]
+
+
+def _mismatched(row: Rendered, other: Rendered, cutoff: int) -> Rendered:
+    """The prompt of a row with another row's answer: KTO's reference point is estimated from such pairs.
+
+    Ethayarajh et al. 2024, arXiv 2402.01306, section 4.2.
+    """
+    own, theirs = row.trained.index(True), other.trained.index(True)
+    ids, trained = row.ids[:own] + other.ids[theirs:], row.trained[:own] + other.trained[theirs:]
+    return Rendered(ids[:cutoff], trained[:cutoff])
 
 
 def _render_all(
@@ -78,7 +114,7 @@ def _render_all(
     entries = [Entry(place, "dropped", reason) for place, reason in reading.problems]
     for example in reading.examples:
         try:
-            rendered = render(example, tokenizer, cutoff)
+            rendered = _render(example, tokenizer, cutoff)
         except DataError as error:
             entries.append(Entry(example.source, "dropped", str(error)))
             continue
@@ -89,26 +125,41 @@ def _render_all(
     return rows, entries
 
 
-def _entry(place: str, rendered: Rendered, cutoff: int, *, drop_overlong: bool) -> Entry:
-    trained = sum(rendered.trained[1:])
-    if not rendered.lost_tokens:
+def _render(example: Example, tokenizer: PreTrainedTokenizerBase, cutoff: int) -> tuple[Rendered, ...]:
+    if isinstance(example, Text):
+        return (render_text_row(example.text, tokenizer),)
+    if isinstance(example, Preference):
+        return tuple(render(side, tokenizer, cutoff) for side in (example.chosen, example.rejected))
+    return (render(example.judged if isinstance(example, Feedback) else example, tokenizer, cutoff),)
+
+
+def _entry(place: str, sequences: tuple[Rendered, ...], cutoff: int, *, drop_overlong: bool) -> Entry:
+    trained = [sum(rendered.trained[1:]) for rendered in sequences]
+    lost = sum(rendered.lost_tokens for rendered in sequences)
+    if not lost:
         outcome, reason = "kept", ""
-    elif not trained:
+    elif not all(trained):
         outcome, reason = "dropped", f"no trained token within the cutoff of {cutoff}"
     elif drop_overlong:
         outcome, reason = "dropped", f"longer than the cutoff of {cutoff}"
     else:
         outcome, reason = "truncated", f"longer than the cutoff of {cutoff}"
+    lengths = [len(rendered.ids) for rendered in sequences]
     return Entry(
-        place, outcome, reason, "", len(rendered.ids), trained, rendered.lost_tokens,
-        "end" if rendered.lost_tokens else "", rendered.lost_trained, rendered.end_trained,
+        place, outcome, reason, tokens=sum(lengths), longest=max(lengths), trained_tokens=sum(trained),
+        lost_tokens=lost, lost_from="end" if lost else "",
+        lost_trained_tokens=sum(rendered.lost_trained for rendered in sequences),
+        end_trained=all(rendered.end_trained for rendered in sequences),
     )  # fmt: skip
 
 
 def _prompt_key(row: _Row, seed: int) -> str:
     """A stable place in the split: the same prompt has the same place, wherever it stands in the file."""
-    messages = row.example.messages
-    prompt = [(m.role, m.content) for m in (messages[:-1] if len(messages) > 1 else messages)]
+    dialogue = dialogue_of(row.example)
+    messages = dialogue.messages if dialogue else ()
+    prompt: Any = [(m.role, m.content) for m in (messages[:-1] if len(messages) > 1 else messages)]
+    if isinstance(row.example, Text):
+        prompt = row.example.text
     return hashlib.sha256(repr((seed, prompt)).encode()).hexdigest()
 
 
@@ -135,17 +186,19 @@ def _mark(entries: list[Entry], rows: Sequence[_Row], split: str) -> list[Entry]
 
 
 def _write(
-    target: Path, train: list[_Row], held: list[_Row], entries: list[Entry], layout: str, template: str
-) -> Dataset:
-    facts = totals(entries)
-    data_sha256 = files.fingerprint([[row.rendered.ids, row.rendered.trained] for row in (*train, *held)])
+    target: Path, rows: dict[str, list[_Row]], sequences: dict[str, list[tuple[Rendered, ...]]],
+    entries: list[Entry], facts: dict[str, Any],
+) -> Dataset:  # fmt: skip
+    tokens = [[[one.ids, one.trained] for one in row] for split in sequences.values() for row in split]
+    verdicts = [row.example.good for split in rows.values() for row in split if isinstance(row.example, Feedback)]
+    counts = totals(entries)
     made = Dataset(
-        dataset=target, format=layout, train_rows=len(train), held_out_rows=len(held),
-        template_sha256=template, data_sha256=data_sha256, **facts,
+        dataset=target, train_rows=len(sequences["train"]), held_out_rows=len(sequences["held_out"]),
+        data_sha256=files.fingerprint([tokens, verdicts]), **facts, **counts,
     )  # fmt: skip
     with files.new_folder(target) as folder:
-        for split, rows in (("train", train), ("held_out", held)):
-            write_split(folder, split, [row.rendered for row in rows], [row.example for row in rows])
+        for split, written in sequences.items():
+            write_split(folder, split, written, [row.example for row in rows[split]])
         files.write_jsonl(folder / LEDGER, (entry.as_dict() for entry in entries))
         files.write_json(folder / FACTS, {**asdict(made), "dataset": str(target)})
     return made

@@ -89,6 +89,16 @@ def render(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, cutof
     )  # fmt: skip
 
 
+def render_text_row(text: str, tokenizer: PreTrainedTokenizerBase) -> Rendered:
+    """A document as tokens that are all trained, with the end token behind it. Raises DataError as `render` does."""
+    for token in _special(tokenizer):
+        if token in text:
+            raise DataError("", f"text contains the control token {token!r}", do="Remove it from the row")
+    end = tokenizer.eos_token_id
+    ids = [*token_ids(tokenizer, text), *([end] if end is not None else [])]
+    return Rendered(ids, [True] * len(ids), end_trained=end is not None)
+
+
 def _special(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
 

@@ -1,4 +1,4 @@
-"""Files into rows: json, jsonl, csv, tsv and parquet become dicts with the place they came from. Knows no layout."""
+"""Files into rows: json, jsonl, csv, tsv, parquet and txt become dicts with the place they came from. Knows no layout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunesmith.core import files
 from tunesmith.core.errors import DataError
 
 Row = dict[str, Any]
-ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".txt")
 
 
 def read_rows(paths: Sequence[str]) -> Iterator[tuple[Row, str]]:
@@ -60,10 +60,20 @@ def _read(path: Path) -> Iterator[tuple[int, Any]]:
         if not isinstance(document, list):
             raise DataError(str(path), "must be a list of rows", got=type(document).__name__)
         yield from enumerate(document, 1)
+    elif path.suffix == ".txt":
+        yield 1, {"text": _text(path)}
     elif path.suffix == ".parquet":
         yield from _parquet(path)
     else:
         yield from _table(path, "\t" if path.suffix == ".tsv" else ",")
+
+
+def _text(path: Path) -> str:
+    """A file of plain text is one document."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(str(path), "is not UTF-8 text", do="Save it as UTF-8") from None
 
 
 def _table(path: Path, separator: str) -> Iterator[tuple[int, Row]]:

@@ -1,4 +1,4 @@
-"""Where the rows of a job come from, and rows into conversations. Says what could not be read, row by row."""
+"""Where the rows of a job come from, and rows into examples. Says what could not be read, row by row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import DataError, UsageError, did_you_mean
-from tunesmith.core.examples import Conversation
+from tunesmith.core.examples import Conversation, Example, Kind
 from tunesmith.data.formats import FORMATS, FormatName, detect
 from tunesmith.data.rows import read_rows
 
@@ -19,7 +19,7 @@ class Source(Config):
     """Rows of a job; a bare path or list of paths is short for `{path: ...}`."""
 
     path: tuple[str, ...] = Field(min_length=1)
-    """Files or folders of rows (json, jsonl, csv, tsv, parquet), or one prepared Dataset folder."""
+    """Files or folders of rows (json, jsonl, csv, tsv, parquet; txt: a document), or one prepared Dataset folder."""
     format: FormatName = "auto"
     """Layout of the rows; auto looks at the first row and says what it saw."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -43,11 +43,29 @@ class Source(Config):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Conversations that could be read, and why the others could not (source, reason)."""
+    """Examples that could be read, and why the other rows could not (source, reason)."""
 
     format: str
-    examples: list[Conversation]
+    examples: list[Example]
     problems: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def kind(self) -> Kind:
+        """What all of its rows are."""
+        return FORMATS[self.format].KIND
+
+
+def read_conversations(
+    paths: Sequence[str], layout: FormatName = "auto", columns: Mapping[str, str] | None = None
+) -> tuple[list[Conversation], list[tuple[str, str]]]:
+    """Rows that must be dialogue: the conversations, and why the others could not be read.
+
+    Raises DataError for rows of another kind, and as `read_examples` does.
+    """
+    reading = read_examples(paths, layout, columns)
+    if reading.kind != "conversation":
+        raise DataError(str(paths[0]), "must hold questions with answers", got=f"{reading.format} rows")
+    return [example for example in reading.examples if isinstance(example, Conversation)], reading.problems
 
 
 def read_examples(
@@ -55,7 +73,7 @@ def read_examples(
 ) -> Reading:
     """Read all rows of some files.
 
-    Rows that cannot be a conversation are named in `problems`, not raised. Raises DataError for a missing, empty or
+    Rows that cannot be an example are named in `problems`, not raised. Raises DataError for a missing, empty or
     broken file and when the first row has no known layout; UsageError when `columns` maps a name no format has.
     """
     mapping = dict(columns or {})
@@ -73,7 +91,7 @@ def read_examples(
 
 
 def _check_mapping(mapping: Mapping[str, str], name: str) -> None:
-    known = (*FORMATS[name].COLUMNS, "expect")
+    known = (*FORMATS[name].COLUMNS, *(["expect"] if FORMATS[name].KIND == "conversation" else []))
     for column in mapping:
         if column not in known:
             raise UsageError("dataset.columns", f"{name} rows have no {column!r}", do=did_you_mean(column, known))
@@ -87,14 +105,16 @@ def _renamed(row: dict[str, Any], mapping: Mapping[str, str], source: str) -> di
     return row
 
 
-def _read(name: str, row: dict[str, Any], source: str) -> Conversation:
+def _read(name: str, row: dict[str, Any], source: str) -> Example:
     layout = FORMATS[name]
     missing = [column for column in layout.REQUIRED if row.get(column) is None]
     if missing:
         raise DataError(source, f"has no {missing[0]}")
-    conversation: Conversation = layout.read(row, source)
+    example: Example = layout.read(row, source)
+    if not isinstance(example, Conversation):
+        return example
     expect = row.get("expect") or []
     expect = [expect] if isinstance(expect, str) else expect
     if not isinstance(expect, list) or not all(isinstance(part, str) for part in expect):
         raise DataError(source, "expect must be text or a list of texts", got=expect)
-    return replace(conversation, expect=tuple(expect))
+    return replace(example, expect=tuple(expect))

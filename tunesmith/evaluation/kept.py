@@ -31,7 +31,7 @@ def place(found: Found, questions: Sequence[Question], how: dict[str, Any]) -> P
 
 
 def _files(found: Found) -> list[str]:
-    folders = [folder for folder in (found.base, found.adapter) if folder and folder.is_dir()]
+    folders = [folder for folder in (found.base, *found.under, found.adapter) if folder and folder.is_dir()]
     paths = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     if found.gguf:
         paths.append(found.gguf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hardware
@@ -71,7 +72,7 @@ def save_beside(found: Found, tokenizer: PreTrainedTokenizerBase, folder: Path, 
 
     `folder` is the package; weights are saved as `save` does, the adapter as it was trained.
     """
-    base, target = Found(found.name, found.base), folder / BESIDE
+    base, target = replace(found, adapter=None), folder / BESIDE
     save(load_exact(base), tokenizer, folder / WEIGHTS, precision)
     target.mkdir()
     assert found.adapter is not None

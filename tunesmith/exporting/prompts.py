@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Conversation, Message, Role
+from tunesmith.core.examples import Conversation, Example, Message, Role, dialogue_of
 from tunesmith.data.dataset import dataset_folder
 from tunesmith.data.render import render_text
 from tunesmith.data.source import read_examples
@@ -69,7 +69,7 @@ def proof_rows(config: ProofConfig, dataset: str | None) -> tuple[list[Conversat
     folder = dataset_folder(dataset) if dataset else None
     held_out = folder / "held_out.jsonl" if folder else None
     if held_out and held_out.is_file() and held_out.stat().st_size:
-        rows = _askable(read_examples([str(held_out)], "openai").examples)
+        rows = _askable(read_examples([str(held_out)]).examples)
         if rows:
             more = _built_in(config.prompts - len(rows))
             also = f" and {len(more)} built-in questions" if more else ""
@@ -117,12 +117,13 @@ def bare(messages: Sequence[Message]) -> tuple[Message, ...]:
     return tuple(Message(message.role, message.content.strip()) for message in messages)
 
 
-def _askable(rows: Sequence[Conversation]) -> list[Conversation]:
+def _askable(examples: Sequence[Example]) -> list[Conversation]:
     roles = {"system", "user", "assistant"}
     return [
         row
-        for row in rows
-        if not row.tools
+        for row in map(dialogue_of, examples)
+        if row
+        and not row.tools
         and any(message.role == "user" for message in row.messages)
         and all(message.role in roles and not message.tool_calls for message in row.messages)
     ]

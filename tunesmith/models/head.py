@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
+from tunesmith.models.noise import embedding_noise
 from tunesmith.models.virtual import embedded, leading_logits, with_places
 from tunesmith.models.whole import trained_part
 
@@ -30,24 +31,33 @@ def is_worth_sharing(shared: int, width: int) -> bool:
     return shared >= SHORTEST_SHARED and width <= WIDEST_SHARED
 
 
-def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def label_losses(
+    model: Any, batch: dict[str, torch.Tensor], *, smoothing: float = 0.0, noise: float | None = None
+) -> torch.Tensor:
     """Cross entropy of every labelled token, in fp32.
 
     `batch` holds input_ids, attention_mask and labels, each (B, T), padded on the right; the token at t + 1 is predicted
     from t. Returns (B, T - 1) with 0 where there is no label; the sum of a row is its negative log-likelihood in nats.
+    `smoothing` is cross_entropy's label_smoothing, `noise` NEFTune's alpha (noise.py).
     """
     import torch
+    from torch.nn.functional import pad
 
     head = trained_part(model.get_output_embeddings())
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
-        return _padded(model, batch)
+        with embedding_noise(model, noise, batch["attention_mask"]):
+            return _padded(model, batch, smoothing)
     whole = with_places(model, batch)
-    shared = shared_tokens(whole) if may_share(model) else 0
+    shared = shared_tokens(whole) if noise is None and may_share(model) else 0
     shared = shared if is_worth_sharing(shared, whole["input_ids"].shape[1]) else 0
     joined = join(whole, shared)
     places = (joined.targets != IGNORED).nonzero().squeeze(1)  # (K,)
     take_over_attention(model)
-    with _head_scores(head, joined.targets[places]), embedded(model, joined.ids, joined.positions) as tokens:
+    with (
+        _head_scores(head, joined.targets[places], smoothing),
+        embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined=True),
+        embedded(model, joined.ids, joined.positions) as tokens,
+    ):
         found = model(
             **tokens, position_ids=joined.positions, attention_mask=joined.bias, joined=joined, logits_to_keep=places,
             use_cache=False,
@@ -57,7 +67,7 @@ def label_losses(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return losses.masked_scatter(targets != IGNORED, found)
 
 
-def _padded(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+def _padded(model: Any, batch: dict[str, torch.Tensor], smoothing: float) -> torch.Tensor:
     """The plain way, for families whose attention or logits are not known and for a trained prefix.
 
     Logits of the columns in which any row has a label.
@@ -71,13 +81,16 @@ def _padded(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         logits_to_keep=columns + leading_logits(model),
     ).logits  # (B, K, V)  # fmt: skip
     wanted = targets[:, columns]
-    found = cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none")
+    found = cross_entropy(
+        logits.float().flatten(0, 1), wanted.flatten(),
+        ignore_index=IGNORED, reduction="none", label_smoothing=smoothing,
+    )  # fmt: skip
     losses = found.new_zeros(targets.shape)
     return losses.index_copy(1, columns, found.view_as(wanted))
 
 
 @contextmanager
-def _head_scores(head: Any, targets: torch.Tensor) -> Iterator[None]:
+def _head_scores(head: Any, targets: torch.Tensor, smoothing: float) -> Iterator[None]:
     """While it lasts, the output head answers with losses (1, K, 1) in place of logits (1, K, V).
 
     Inside the model's forward, so that precision and whatever wraps the model stay as they are.
@@ -88,12 +101,13 @@ def _head_scores(head: Any, targets: torch.Tensor) -> Iterator[None]:
     def forward(hidden: torch.Tensor) -> torch.Tensor:
         states = hidden[0]  # (K, D)
         if head.weight.requires_grad or head.bias is not None:
-            losses = cross_entropy(linear(states, head.weight, head.bias).float(), targets, reduction="none")
+            logits = linear(states, head.weight, head.bias).float()
+            losses = cross_entropy(logits, targets, reduction="none", label_smoothing=smoothing)
         else:
             kind = (
                 torch.get_autocast_dtype(states.device.type) if torch.is_autocast_enabled(states.device.type) else None
             )
-            losses = _frozen_head_loss().apply(states.to(kind or head.weight.dtype), head.weight, targets)
+            losses = _frozen_head_loss().apply(states.to(kind or head.weight.dtype), head.weight, targets, smoothing)
         return losses[None, :, None]
 
     before = head.__dict__.get("forward")  # whatever spreads a model over devices puts its own there
@@ -115,12 +129,14 @@ def _frozen_head_loss() -> Any:
     class FrozenHeadLoss(torch.autograd.Function):
         """Cross entropy under a head without gradient, CHUNK tokens at a time.
 
-        The gradient with respect to the states, softmax(W h) - onehot times W, is made in forward: logits never outlive
-        their chunk.
+        The gradient with respect to the states, softmax(W h) - target times W, is made in forward: logits never outlive
+        their chunk. The target is one at the token, or 1 - smoothing there and smoothing / V everywhere.
         """
 
         @staticmethod
-        def forward(ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        def forward(
+            ctx: Any, states: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, smoothing: float
+        ) -> torch.Tensor:
             weight, real = weight.to(states.dtype), len(states)
             states, targets = pad(states, (0, 0, 0, -real % STEP)), pad(targets, (0, -real % STEP))
             losses = torch.empty(len(states), device=states.device)
@@ -129,16 +145,21 @@ def _frozen_head_loss() -> Any:
                 part, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
                 logits = (part @ weight.T).float()  # (chunk, V)
                 total = logits.logsumexp(dim=-1, keepdim=True)
-                losses[start : start + CHUNK] = (total - logits.gather(1, wanted))[:, 0]
+                found = (1 - smoothing) * logits.gather(1, wanted)
+                if smoothing:
+                    found += smoothing * logits.mean(dim=1, keepdim=True)
+                losses[start : start + CHUNK] = (total - found)[:, 0]
                 if gradient is not None:
-                    logits.sub_(total).exp_().scatter_add_(1, wanted, logits.new_full(wanted.shape, -1.0))
+                    logits.sub_(total).exp_().scatter_add_(1, wanted, logits.new_full(wanted.shape, smoothing - 1))
+                    if smoothing:
+                        logits.sub_(smoothing / logits.shape[1])
                     gradient[start : start + CHUNK] = logits.to(states.dtype) @ weight
             ctx.save_for_backward(None if gradient is None else gradient[:real])
             return losses[:real]
 
         @staticmethod
-        def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
             (gradient,) = ctx.saved_tensors
-            return gradient * outer[0][:, None].to(gradient.dtype), None, None
+            return gradient * outer[0][:, None].to(gradient.dtype), None, None, None
 
     return FrozenHeadLoss

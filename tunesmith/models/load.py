@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,10 @@ class Found:
     base: Path
     adapter: Path | None = None
     gguf: Path | None = None
+    under: tuple[Path, ...] = ()
+    """Adapters that are merged into the base before `adapter` goes over it: each was trained on top of the one before."""
+    is_reward: bool = False
+    """To be loaded as a model that scores answers (models/scoring.py)."""
 
     @property
     def tokenizer_folder(self) -> Path:
@@ -96,15 +100,26 @@ def _with_base(adapter: Path) -> Found:
     typed = known.get("model") or typed
     if not typed:
         raise ModelError(str(adapter), "does not say which base model it belongs to")
-    base = find(typed)
-    if known.get("weights_sha256") and known["weights_sha256"] != weights_fingerprint(base.base):
+    base = as_base(find(typed))
+    if known.get("weights_sha256") and known["weights_sha256"] != identity(base):
         raise ModelError(
             str(adapter),
             f"was trained on another base than {typed!r} is now",
             got=str(base.base),
             do="Put the base model back that it was trained on",
         )
-    return Found(str(adapter), base.base, adapter=adapter)
+    return replace(base, name=str(adapter), adapter=adapter)
+
+
+def as_base(found: Found) -> Found:
+    """The model as one to train on: its adapter becomes a part of the base."""
+    return replace(found, adapter=None, under=(*found.under, found.adapter)) if found.adapter else found
+
+
+def identity(base: Found) -> str:
+    """Identity of a base model's weights, adapters that are merged into it included."""
+    own = weights_fingerprint(base.base)
+    return files.fingerprint([own, *(weights_fingerprint(folder) for folder in base.under)]) if base.under else own
 
 
 def _package(folder: Path) -> Found:
@@ -175,6 +190,14 @@ def safe_config(folder: Path) -> Any:
     return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
+def gives_scores(found: Found) -> bool:
+    """Whether what lies on disk is a reward model, which scores answers and gives none."""
+    if found.adapter:
+        return note_of(found.adapter).get("task_type") == "SEQ_CLS"
+    kinds = files.read_json(found.base / "config.json").get("architectures") or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds)
+
+
 def load_model(
     found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu", merged: bool = False, quantization: Any = None
 ) -> PreTrainedModel:
@@ -188,24 +211,23 @@ def load_model(
     Raises ModelError for weights that do not fit the config, or an adapter that does not fit the base.
     """
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
+    if not found.is_reward and gives_scores(found):
+        raise ModelError(
+            found.name, "is a reward model: it scores answers and gives none", do="Use it to train by PPO or GRPO"
+        )
     dtype: torch.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    if quantization and found.under:
+        raise ModelError(
+            found.name, "has an adapter, which cannot be merged into quantized weights", do="Export it first"
+        )
     few_bits = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
-    model = AutoModelForCausalLM.from_pretrained(
-        found.base,
-        config=safe_config(found.base),
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        **few_bits,
-    )
-    if found.adapter and is_overlay(found.adapter):
-        model = put_overlay(model, found.adapter)
-    elif found.adapter:
-        model = put_adapter(model, found.adapter)
+    model = _read(found, dtype=torch.float32 if found.under else dtype, **few_bits)
+    for adapter in found.under:
+        model = _merged(put_adapter(model, adapter, task=None), adapter).to(dtype)
+        model.name_or_path = found.name  # what peft writes down as the base of the next adapter
+    if found.adapter:
+        model = put_adapter(model, found.adapter, task="SEQ_CLS" if found.is_reward else "CAUSAL_LM")
         if merged and hasattr(model, "merge_and_unload"):
             model = merge_adapter(model)
     return model if quantization else model.to(device)  # pyright: ignore[reportArgumentType]
@@ -225,17 +247,57 @@ def merge_adapter(model: Any) -> PreTrainedModel:
     return model.merge_and_unload()
 
 
-def put_adapter(model: Any, adapter: Path) -> Any:
-    """A saved peft adapter beside a model's weights. Raises ModelError for one that does not fit them."""
-    from peft import PeftModel
+def _read(found: Found, **how: Any) -> Any:
+    """The base's own weights; a reward model's head in fp32, of random weights where the base has none."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    config, before = safe_config(found.base), logging.get_verbosity()
+    if not found.is_reward:
+        return AutoModelForCausalLM.from_pretrained(
+            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
+        )
+    config.num_labels = 1
+    logging.set_verbosity_error()  # that a new head has no weights yet is what was asked for
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
+        )
+    finally:
+        logging.set_verbosity(before)
+    model.score.float()
+    return model
+
+
+def _merged(model: Any, adapter: Path) -> Any:
+    if is_overlay(adapter):
+        return model
+    if not hasattr(model, "merge_and_unload"):
+        raise ModelError(
+            str(adapter), "changes no weights, so nothing can be trained on top of it", do="Train on its base"
+        )
+    return merge_adapter(model)
+
+
+def put_adapter(model: Any, adapter: Path, *, task: str | None = "CAUSAL_LM") -> Any:
+    """What was trained over a model's weights, or beside them. Raises ModelError where it does not fit them.
+
+    `task` is what peft calls the model's task, None where only weights are changed.
+    """
+    from peft import PeftConfig, PeftModel
 
     from tunesmith.models.methods.bottleneck import FORMAT, put_saved
 
     note = note_of(adapter)
+    if is_overlay(adapter):
+        return put_overlay(model, adapter)
     try:
         if FORMAT in note:
             return put_saved(model, adapter, note)
-        return PeftModel.from_pretrained(model, adapter, is_trainable=False, low_cpu_mem_usage=False)
+        config = PeftConfig.from_pretrained(str(adapter))
+        config.task_type = task
+        return PeftModel.from_pretrained(model, adapter, config=config, is_trainable=False, low_cpu_mem_usage=False)
     except (RuntimeError, ValueError, KeyError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -40,6 +41,10 @@ class Position:
     best_step: int | None = None
     bad_evaluations: int = 0
     """Evaluations since the best one."""
+    judged_step: int = 0
+    """The last step that was followed by an evaluation; an evaluation that a stop cut off is made up for."""
+    held_out_loss: float | None = None
+    """The last one."""
 
 
 def folder_of(run_folder: Path, step: int) -> Path:
@@ -50,10 +55,9 @@ def folder_of(run_folder: Path, step: int) -> Path:
 def complete_checkpoints(run: Run) -> list[Path]:
     """All whole checkpoints of a run, oldest first; torn ones are renamed to `.torn` and named aloud."""
     whole: list[Path] = []
+    files.remove_torn(run.folder / "checkpoints")
     for path in sorted((run.folder / "checkpoints").glob("checkpoint-*")):
-        if ".tmp-" in path.name:
-            shutil.rmtree(path)  # a save that was interrupted: never had its name
-        elif path.is_dir() and not path.name.endswith(".torn"):
+        if path.is_dir() and not path.name.endswith(".torn"):
             wrong = files.verify(path)
             if wrong:
                 run.warn(f"{path.name} {wrong}; set aside as {path.name}.torn")
@@ -81,40 +85,97 @@ def save(
         weights(folder)
         state = folder / STATE
         state.mkdir()
-        _write_tensors(state, optimizer)
+        _write_optimizer(state, optimizer)
+        _write_random(state)
         files.write_json(state / "position.json", asdict(position))
 
 
-def _write_tensors(state: Path, optimizer: torch.optim.Optimizer) -> None:
+def _write_optimizer(state: Path, optimizer: torch.optim.Optimizer) -> None:
+    """Tensors of any dtype into safetensors, plain numbers beside them into JSON."""
     import torch
     from safetensors.torch import save_file
 
-    tensors = {
-        f"{number}.{name}": value.detach().cpu().contiguous()
-        for number, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-    }
+    entries = dict(_flat(optimizer.state_dict()["state"]))
+    tensors, seen = {}, set[int]()
+    for key, value in entries.items():
+        if isinstance(value, torch.Tensor):
+            memory = value.untyped_storage().data_ptr()
+            own = value.detach().clone() if memory in seen else value.detach()  # a table that parameters share
+            tensors[key] = own.cpu().contiguous()
+            seen.add(memory)
     save_file(tensors, state / "optimizer.safetensors")
-    random = {"cpu": torch.get_rng_state()}
+    files.write_json(state / "optimizer.json", {k: value for k, value in entries.items() if k not in tensors})
+
+
+def _flat(entries: dict[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted path, value) of a dict of dicts."""
+    for name, value in entries.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+def seed_everything(seed: int) -> None:
+    """Seed all generators that a checkpoint holds: torch's, numpy's and Python's."""
+    import random
+
+    import numpy as np
+    import torch
+
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _write_random(state: Path) -> None:
+    import random
+
+    import numpy as np
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        random |= {f"cuda{n}": value for n, value in enumerate(torch.cuda.get_rng_state_all())}
-    save_file(random, state / "random.safetensors")
+        tensors |= {f"cuda{n}": value for n, value in enumerate(torch.cuda.get_rng_state_all())}
+    save_file(tensors, state / "random.safetensors")
+    kind, keys, *rest = np.random.get_state()
+    files.write_json(
+        state / "random.json", {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
+    )
+
+
+def _restore_random(state: Path) -> None:
+    import random
+
+    import numpy as np
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(state / "random.safetensors")
+    torch.set_rng_state(tensors.pop("cpu"))
+    for number in range(len(tensors)):
+        torch.cuda.set_rng_state(tensors[f"cuda{number}"], number)
+    saved = files.read_json(state / "random.json")
+    version, internal, following = saved["python"]
+    random.setstate((version, tuple(internal), following))
+    np.random.set_state(tuple(saved["numpy"]))
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
     """Put optimizer and random state of a checkpoint back. Returns its position."""
-    import torch
     from safetensors.torch import load_file
 
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in load_file(folder / STATE / "optimizer.safetensors").items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+    state: dict[int, Any] = {}
+    numbers = files.read_json(folder / STATE / "optimizer.json")
+    for key, value in (load_file(folder / STATE / "optimizer.safetensors") | numbers).items():
+        number, *between, name = key.split(".")
+        place = state.setdefault(int(number), {})
+        for part in between:
+            place = place.setdefault(part, {})
+        place[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    random = load_file(folder / STATE / "random.safetensors")
-    torch.set_rng_state(random.pop("cpu"))
-    for number in range(len(random)):
-        torch.cuda.set_rng_state(random[f"cuda{number}"], number)
+    _restore_random(folder / STATE)
     return Position(**files.read_json(folder / STATE / "position.json"))
 
 
@@ -123,4 +184,6 @@ def remove_old(run_folder: Path, keep: int, best_step: int | None) -> None:
     folders = sorted(path for path in (run_folder / "checkpoints").glob("checkpoint-*") if path.name[-6:].isdigit())
     for path in folders[:-keep]:
         if best_step is None or path != folder_of(run_folder, best_step):
-            shutil.rmtree(path)
+            leaving = path.with_name(f"{path.name}.tmp-old")  # half removed, it must not look like a torn checkpoint
+            os.rename(path, leaving)
+            shutil.rmtree(leaving)

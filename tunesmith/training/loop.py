@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
@@ -23,6 +24,7 @@ from tunesmith.training.checkpoint import Position, SaveConfig
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
 from tunesmith.training.objectives import Objective
 from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
+from tunesmith.training.stop import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,22 +74,27 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     """Train until the last step or an early stop; write events, evaluations and checkpoints into the run folder.
 
     A resumed run continues after its newest whole checkpoint with the loss series it would have had.
-    Raises CapacityError when a checkpoint cannot be written; the ones before stay whole.
+    Raises CapacityError when a checkpoint cannot be written (the ones before stay whole) and Paused after SIGTERM or Ctrl-C.
     """
     AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - keeps the precision of an earlier run
     accelerator = Accelerator(mixed_precision="bf16" if job.precision == "bf16" else "no")
-    torch.manual_seed(job.seed)
+    checkpoint.seed_everything(job.seed)
     optimizer = make_optimizer(job.model, job.optimizer, job.rate_factor)
     position = _continue(job, run, optimizer) if resume else Position(0)
     model, stepper = accelerator.prepare(job.model, optimizer)
     model.train()
     per_epoch, steps = count_steps(len(job.rows), job.batch, job.optimizer)
-    score = _scorer(job, model, accelerator)
-    base_loss = _first_evaluation(run, score, resumed=position.step > 0)
-    last_loss, tokens, seconds, stopped = base_loss, 0, 0.0, False
-    with run.progress("train", steps, "steps") as bar:
+    tokens, seconds = 0, 0.0
+    with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
+        score = _scorer(job, model, accelerator, stop)
+        base_loss = _first_evaluation(run, score, resumed=position.step > 0)
         bar.skip(position.step)
+        position = _evaluate(job, run, score, position, steps)
+        if stop.asked:
+            raise stop.paused(f"in the evaluation after step {position.step}, which is saved")
         for step, batches in _steps(job, per_epoch, position.step, steps):
+            if _enough(job, position):
+                break
             started = time.perf_counter()
             rate = learning_rate(job.optimizer, step, steps)
             numbers = _one_step(job, model, accelerator, stepper, batches, rate)
@@ -95,18 +102,15 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             tokens += numbers["tokens"]
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
-            if score and (position.step % job.evaluation.every_steps == 0 or position.step == steps):
-                scores = score()
-                last_loss = scores["held_out_loss"]
-                position = _judge(position, scores, run)
-                stopped = job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
-            if _save_now(job, position, steps, stopped=stopped):
+            position = _evaluate(job, run, score, position, steps)
+            if stop.asked or _save_now(job, position, steps):
                 _save(job, run, accelerator.unwrap_model(model), optimizer, position)
-            if stopped:
-                run.say(
-                    f"stopped at step {position.step}: no better held-out loss in {position.bad_evaluations} evaluations"
-                )
-                break
+            if stop.asked:
+                raise stop.paused(f"after step {position.step} of {steps}, which is saved")
+    stopped = _enough(job, position)
+    if stopped:
+        run.say(f"stopped at step {position.step}: no better held-out loss in {position.bad_evaluations} evaluations")
+    last_loss = base_loss if position.held_out_loss is None else position.held_out_loss
     return Outcome(position, steps, base_loss, last_loss, tokens / seconds if seconds else 0.0, stopped)
 
 
@@ -156,13 +160,18 @@ def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any]
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
-def _scorer(job: Job, model: Any, accelerator: Accelerator) -> Callable[[], dict[str, float]] | None:
+def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Callable[[], dict[str, float]] | None:
     if not len(job.held_out):
         return None
-    return lambda: held_out_scores(
-        job.objective, model, job.held_out,
-        rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
-    )  # fmt: skip
+
+    def score() -> dict[str, float]:
+        with stop.at_once():
+            return held_out_scores(
+                job.objective, model, job.held_out,
+                rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
+            )  # fmt: skip
+
+    return score
 
 
 def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *, resumed: bool) -> float | None:
@@ -178,8 +187,28 @@ def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *,
     return scores["held_out_loss"]
 
 
+def _evaluate(
+    job: Job, run: Run, score: Callable[[], dict[str, float]] | None, position: Position, steps: int
+) -> Position:
+    """Score the held-out rows where it is due; cut off by a stop, it stays due, and the resumed run begins with it."""
+    due = position.step % job.evaluation.every_steps == 0 or position.step == steps
+    if score is None or not due or position.judged_step == position.step:
+        return position
+    try:
+        scores = score()
+    except Paused:
+        return position
+    return _judge(position, scores, run)
+
+
+def _enough(job: Job, position: Position) -> bool:
+    """Whether the patience is used up."""
+    return job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
+
+
 def _judge(position: Position, scores: dict[str, float], run: Run) -> Position:
     loss = scores["held_out_loss"]
+    position = replace(position, judged_step=position.step, held_out_loss=loss)
     better = position.best_loss is None or loss < position.best_loss
     run.event("evaluation", step=position.step, **scores, best=better)
     run.say(f"step {position.step}: {_in_words(scores)}{' (best)' if better else ''}")
@@ -194,9 +223,9 @@ def _in_words(scores: dict[str, float]) -> str:
     )
 
 
-def _save_now(job: Job, position: Position, steps: int, *, stopped: bool) -> bool:
+def _save_now(job: Job, position: Position, steps: int) -> bool:
     best = job.evaluation.keep_best and position.best_step == position.step
-    return stopped or best or position.step == steps or position.step % job.save.every_steps == 0
+    return _enough(job, position) or best or position.step == steps or position.step % job.save.every_steps == 0
 
 
 def _save(job: Job, run: Run, model: Any, optimizer: torch.optim.Optimizer, position: Position) -> None:
@@ -216,6 +245,10 @@ def _continue(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> Position:
     job.read_weights(job.model, whole[-1])
     position = checkpoint.restore(whole[-1], optimizer)
     run.say(f"continuing after step {position.step}")
+    best = checkpoint.folder_of(run.folder, position.best_step or position.step)
+    if job.evaluation.keep_best and best not in whole:
+        run.warn(f"{best.name}, the best one so far, is no longer whole; the best of those to come is taken")
+        return replace(position, best_loss=None, best_step=None, bad_evaluations=0)
     return position
 
 

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from tunesmith.core.config import Config
+from tunesmith.core.errors import MissingExtra, UsageError
 
 if TYPE_CHECKING:
     import torch
+    from torch.optim import Optimizer
+
+
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+"""AdamW's, where the config says nothing."""
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter, arXiv 1711.05101) and how long it runs."""
+    """The rule by which weights move, and how long it runs. Bytes count what stays in memory for one trained parameter."""
 
+    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"] = "adamw"
+    """adamw (arXiv 1711.05101): 8 bytes, the fused kernel, the fastest. adamw_8bit (arXiv 2110.02861): 2 bytes, slower
+    on CPU; needs the extra qlora. paged_adamw_8bit: the same, moved to CPU memory while a GPU has none left; needs a GPU.
+    adafactor (arXiv 1804.04235, without momentum, the rate as given): next to nothing, since rows and columns stand for a
+    matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
+    matrices and a step that takes several products of each."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
     """Peak learning rate. 2e-4 suits LoRA; full tuning wants about a tenth, bottleneck 1e-3, p_tuning 5e-3, prefix 1e-2,
     prompt 3e-2."""
@@ -32,32 +45,84 @@ class OptimizerConfig(Config):
     """Decoupled weight decay."""
     max_gradient_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this length; null leaves them."""
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
-    """Decay of the two moment estimates."""
-    epsilon: Annotated[float, Field(gt=0)] = 1e-8
-    """Keeps the division of AdamW finite."""
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] | None = None
+    """Decay of AdamW's two moment estimates; null takes 0.9 and 0.999. Adafactor has none."""
+    epsilon: Annotated[float, Field(gt=0)] | None = None
+    """Keeps the division of AdamW finite; null takes 1e-8. Adafactor has none."""
+
+    @field_validator("betas", "epsilon")
+    @classmethod
+    def _known_to_the_kind(cls, value: Any, info: ValidationInfo) -> Any:
+        if value is not None and info.data.get("kind") == "adafactor":
+            raise ValueError("adafactor has no such number")
+        return value
 
 
 RATE_FACTOR = "rate_factor"
 """In a parameter group: its learning rate as a multiple of the schedule's."""
 
 
-def make_optimizer(model: torch.nn.Module, wish: OptimizerConfig, factor: Callable[[str], float]) -> torch.optim.AdamW:
-    """Fused AdamW over the trainable parameters; `factor(name)` multiplies the learning rate of a parameter."""
+def check_optimizer(wish: OptimizerConfig, device: str) -> None:
+    """Raise MissingExtra or UsageError where the optimizer cannot run here; `device` is cuda or cpu."""
+    if wish.kind == "paged_adamw_8bit" and device != "cuda":
+        why = "moves its state between GPU and CPU memory, and there is no GPU here"
+        raise UsageError("optimizer.kind", f"{wish.kind} {why}", do="Choose adamw_8bit")
+    if wish.kind.endswith("adamw_8bit") and importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("optimizer.kind", f"{wish.kind} needs bitsandbytes", do="pip install 'tunesmith[qlora]'")
+
+
+def make_optimizer(model: torch.nn.Module, wish: OptimizerConfig, factor: Callable[[str], float]) -> Optimizer:
+    """The optimizer over the trainable parameters; `factor(name)` multiplies the learning rate of a parameter."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if wish.kind == "muon":
+        from tunesmith.training.muon import Together, hidden_matrices, make_muon
+
+        inside = hidden_matrices(model)
+        matrices = {name: parameter for name, parameter in named.items() if id(parameter) in inside}
+        rest = {name: parameter for name, parameter in named.items() if name not in matrices}
+        parts = [(make_muon, matrices), (_adamw, rest)]
+        return Together([make(_by_factor(some, factor), wish) for make, some in parts if some])
+    groups = _by_factor(named, factor)
+    if wish.kind == "adafactor":
+        return _adafactor(groups, wish)
+    return _adamw(groups, wish) if wish.kind == "adamw" else _adamw_8bit(groups, wish)
+
+
+def _by_factor(named: dict[str, torch.nn.Parameter], factor: Callable[[str], float]) -> list[dict[str, Any]]:
+    """Parameter groups of one learning rate each."""
+    groups: dict[float, list[torch.nn.Parameter]] = {}
+    for name, parameter in named.items():
+        groups.setdefault(factor(name), []).append(parameter)
+    return [{"params": trained, RATE_FACTOR: by} for by, trained in groups.items()]
+
+
+def _adam_words(wish: OptimizerConfig) -> dict[str, Any]:
+    return {
+        "lr": wish.learning_rate, "betas": wish.betas or BETAS, "eps": wish.epsilon or EPSILON,
+        "weight_decay": wish.weight_decay,
+    }  # fmt: skip
+
+
+def _adamw(groups: list[dict[str, Any]], wish: OptimizerConfig) -> Optimizer:
     import torch
 
-    groups: dict[float, list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(factor(name), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": trained, RATE_FACTOR: by} for by, trained in groups.items()],
-        lr=wish.learning_rate,
-        betas=wish.betas,
-        eps=wish.epsilon,
-        weight_decay=wish.weight_decay,
-        fused=True,
-    )
+    return torch.optim.AdamW(groups, **_adam_words(wish), fused=True)
+
+
+def _adamw_8bit(groups: list[dict[str, Any]], wish: OptimizerConfig) -> Optimizer:
+    from bitsandbytes.optim.adamw import AdamW8bit, PagedAdamW8bit
+
+    return {"adamw_8bit": AdamW8bit, "paged_adamw_8bit": PagedAdamW8bit}[wish.kind](groups, **_adam_words(wish))
+
+
+def _adafactor(groups: list[dict[str, Any]], wish: OptimizerConfig) -> Optimizer:
+    """With the rate as given: the paper's own rate follows the length of a matrix, and LoRA's B begins at zero."""
+    from transformers.optimization import Adafactor
+
+    return Adafactor(
+        groups, lr=wish.learning_rate, weight_decay=wish.weight_decay,
+        scale_parameter=False, relative_step=False, warmup_init=False,
+    )  # fmt: skip
 
 
 def set_rate(optimizer: Any, rate: float) -> None:

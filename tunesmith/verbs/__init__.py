@@ -15,6 +15,7 @@ from tunesmith.core.config import Config
 
 VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart")
 RESUMABLE = ("train",)
+REPLAYABLE = ("train",)
 
 
 def verb_module(verb: str) -> ModuleType:
@@ -41,10 +42,13 @@ def perform(
     out: str | Path | None = None,
     *,
     resume: bool = False,
-    quiet: bool = False,
-    screen_is_stderr: bool = False,
+    replay_of: Path | None = None,
+    **voice: bool,
 ) -> tuple[Any, Path]:
-    """Run a verb in its run folder. Returns the artifact and the folder; errors are noted there and raised."""
+    """Run a verb in its run folder. Returns the artifact and the folder; errors are noted there and raised.
+
+    `voice` is how it speaks: `quiet`, `screen_is_stderr`. Raises what the verb could not prove once result.json is written.
+    """
     from tunesmith.core.artifacts import as_result
     from tunesmith.core.hardware import wait_without_spinning
     from tunesmith.core.run import Run
@@ -52,11 +56,27 @@ def perform(
     wait_without_spinning()
 
     module = verb_module(verb)
-    run = Run.start(verb, config, out, resume=resume, quiet=quiet, screen_is_stderr=screen_is_stderr)
+    run = Run.start(verb, config, out, resume=resume, replay_of=replay_of, **voice)
     try:
         artifact = module.run(config, run)
         run.finish(as_result(artifact))
     except BaseException as error:
         run.fail(error)
         raise
+    if run.unproven:
+        raise run.unproven
     return artifact, run.folder
+
+
+def locked_config(verb: str, folder: Path) -> Config:
+    """The config that a finished or interrupted run of this verb was locked with. Raises UsageError where there is none."""
+    from tunesmith.core import files
+    from tunesmith.core.config import load
+    from tunesmith.core.errors import UsageError
+    from tunesmith.core.run import LOCK
+
+    if verb not in REPLAYABLE:
+        raise UsageError("--replay", f"{verb} cannot be replayed", do=f"Replayable: {', '.join(REPLAYABLE)}")
+    if not (folder / LOCK).is_file():
+        raise UsageError("--replay", f"needs the folder of a {verb} run, which holds {LOCK}", got=str(folder))
+    return load(config_class(verb), files.read_json(folder / LOCK)["config"], where=str(folder / LOCK))

@@ -149,17 +149,17 @@ def run(config: EvaluateConfig, run: Run) -> Evaluation:
 def _read(config: EvaluateConfig, run: Run) -> list[Any]:
     """The held-out conversations. Every row counts here, so one that cannot be read ends the evaluation."""
     from tunesmith.data.dataset import dataset_folder
-    from tunesmith.data.source import read_examples
+    from tunesmith.data.source import read_conversations
 
     folders = {path: dataset_folder(path) for path in config.data.path}
     paths = [str(folder / "held_out.jsonl") if folder else path for path, folder in folders.items()]
-    reading = read_examples(paths, config.data.format, config.data.columns)
-    if reading.problems:
-        source, reason = reading.problems[0]
-        more = f" (and {len(reading.problems) - 1} rows more)" if len(reading.problems) > 1 else ""
+    read, problems = read_conversations(paths, config.data.format, config.data.columns)
+    if problems:
+        source, reason = problems[0]
+        more = f" (and {len(problems) - 1} rows more)" if len(problems) > 1 else ""
         raise DataError(source, f"{reason.rstrip('.')}{more}", do="Mend or remove the row")
-    rows = reading.examples[: config.data.rows]
-    run.say(f"data      {', '.join(config.data.path)}: {len(rows)} rows ({reading.format})")
+    rows = read[: config.data.rows]
+    run.say(f"data      {', '.join(config.data.path)}: {len(rows)} rows")
     if any(row.tools for row in rows):
         run.warn("some rows offer tools; engines do not show them to the model yet")
     return rows

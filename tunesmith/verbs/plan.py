@@ -131,16 +131,17 @@ def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | Non
     from tunesmith.planning.memory import Wish
 
     batch: dict[str, int] = {"tokens": config.cutoff}
+    rows_at_once = config.batch.rows
     if folder:
         from tunesmith.data.dataset import Rows
 
-        batch = largest_batch(
-            Rows(folder, "train"), config.batch, config.seed, joined=joins(shape, config.method.footprint(shape))
-        )
+        rows = Rows(folder, "train")
+        batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
+        rows_at_once *= rows.each
     auto = "bf16" if machine.native_bf16 else "fp32"
     return Wish(
         model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
-        rows=config.batch.rows, accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
+        rows=rows_at_once, accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing], **batch,
     )  # fmt: skip
 
@@ -160,10 +161,10 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
     for epoch in range(epochs):
         for numbers in (numbers for step in order_steps(rows.lengths, batch, seed, epoch) for numbers in step):
             columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
-            for number in numbers:
-                columns[: rows.lengths[number]] |= rows[number].trained
-            trained = sum(int(rows[number].trained[1:].sum()) for number in numbers)
-            labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers))
+            for sequence in (sequence for number in numbers for sequence in rows.sequences(number)):
+                columns[: len(sequence.ids)] |= sequence.trained
+            trained = sum(rows.labels[number] for number in numbers)
+            labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each)
     return {"tokens": width_of(rows.lengths), "labelled": labelled, "shared": _shared(rows)}
 
 
@@ -171,7 +172,7 @@ def _shared(rows: Rows) -> int:
     """Tokens with which all rows begin, one less than where they differ or a label stands (as models/joined.py has it)."""
     import numpy as np
 
-    first, shared = rows[0], min(rows.lengths)
+    first, shared = rows[0], min(len(row.ids) for row in rows)
     for row in rows:
         differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
         shared = int(np.argmax(differs)) if differs.any() else shared

@@ -80,8 +80,8 @@ class _Story:
         from tunesmith.core.config import load
 
         config = load(verbs.config_class(verb), wishes, where=f"quickstart: {verb}")
-        voice = {"quiet": self.run.quiet, "screen_is_stderr": self.run.screen_is_stderr}
-        return verbs.perform(verb, config, folder, **voice)[0]
+        run = self.run
+        return verbs.perform(verb, config, folder, quiet=run.quiet, screen_is_stderr=run.screen_is_stderr)[0]
 
 
 def run(config: QuickstartConfig, run: Run) -> Quickstart:

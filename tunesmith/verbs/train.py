@@ -1,8 +1,9 @@
-"""Fine-tune a model on a dataset; `--resume` continues an interrupted run."""
+"""Fine-tune a model on a dataset; `--resume` continues an interrupted run, `--replay` repeats one and compares."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,11 +17,12 @@ from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.objectives import Objective, Sft
-from tunesmith.training.optimizer import OptimizerConfig
+from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
     from tunesmith.core.run import Run
+    from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found
 
 SUBJECT = "dataset"
@@ -89,22 +91,31 @@ def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
 def run(config: TrainConfig, run: Run) -> Training:
     """Prepare, plan, train. A run folder that holds checkpoints already is continued.
 
-    Raises DataError, ModelError or CapacityError in one line; what was saved before stays whole.
+    Raises DataError, ModelError or CapacityError in one line, and Paused after SIGTERM or Ctrl-C; what was saved before
+    stays whole. A replay that has another loss series than its run leaves a ProofError in `run.unproven`.
     """
-    from tunesmith.core.hardware import reset_peak_memory
-    from tunesmith.models.load import find, load_tokenizer
+    from tunesmith.core.hardware import probe, reset_peak_memory
+    from tunesmith.data.dataset import SPLITS, Rows
+    from tunesmith.models.load import as_base, find, identity, load_tokenizer
+    from tunesmith.training.lock import make_lock, settle
     from tunesmith.training.loop import train
 
     started = time.perf_counter()
+    check_optimizer(config.optimizer, probe().device)
     found, precision = find(config.model), choose_precision(config)
-    if found.adapter or found.gguf:
-        raise ModelError(f"model: {config.model}", "is an adapter or a GGUF", do="Export it and train what comes out")
-    tokenizer = load_tokenizer(found)
+    if found.gguf:
+        raise ModelError(
+            f"model: {config.model}", "is a GGUF, which cannot be trained", do="Train the model it came from"
+        )
+    tokenizer, found = load_tokenizer(found), as_base(found)
     dataset = _dataset(config, tokenizer, run)
     plan = _plan(config, found, dataset, precision, run)
-    model = _load(config, found, plan)
+    lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
+    settle(run, config, lock)
+    splits = {split: Rows(dataset.dataset, split) for split in SPLITS}
+    model = _load(config, found, plan, splits, dataset, run)
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
-    job = _job(config, model, dataset, tokenizer, precision, found)
+    job = _job(config, model, splits, dataset, tokenizer, found)
     outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
 
@@ -124,12 +135,23 @@ def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
             config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
         )
         tell(made, run)
-        return made
+        return _of_kind(config, made)
     dataset = open_dataset(folder)
     if dataset.template_sha256 != template_fingerprint(tokenizer):
         raise DataError(str(folder), f"was prepared for another model than {config.model!r}", do="Prepare it again")
     if not dataset.train_rows:
         raise DataError(str(folder), "holds no rows to train on")
+    return _of_kind(config, dataset)
+
+
+def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
+    """Raise DataError where the objective takes rows of another kind."""
+    if dataset.kind != config.objective.ROWS:
+        raise DataError(
+            ", ".join(config.dataset.path),
+            f"objective {config.objective.kind} takes {config.objective.ROWS} rows, these are {dataset.kind} rows "
+            f"({dataset.format})", do="Choose another --objective.kind or --dataset.format",
+        )  # fmt: skip
     return dataset
 
 
@@ -147,7 +169,7 @@ def _plan(
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
     wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=config.batch.rows,
+        model=config.model, method=config.method, precision=precision, rows=config.batch.rows * rows.each,
         accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape))),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes,
@@ -166,13 +188,25 @@ def _plan(
     return plan
 
 
-def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
-    """The base model with the method put on it, in the precision that the plan counts with."""
+def _load(
+    config: TrainConfig, found: Found, plan: MemoryPlan, splits: dict[str, Rows], dataset: Dataset, run: Run
+) -> Any:
+    """The base model with the method put on it, in the precision that the plan counts with.
+
+    What the objective wants to know of the untrained model is asked before the method changes it.
+    """
     import torch
 
+    from tunesmith.models.load import identity
     from tunesmith.models.recompute import recompute_activations
+    from tunesmith.training.reference import add_reference
 
-    model = config.method.load(found, plan.precision)
+    torch.manual_seed(config.seed)
+    model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
+    if config.objective.uses_reference:
+        key = {"weights": identity(found), "data": dataset.data_sha256, "precision": plan.precision}
+        loaded = {"stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None))}
+        add_reference(model, splits, {**key, **loaded, "torch": torch.__version__}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:
@@ -180,20 +214,21 @@ def _load(config: TrainConfig, found: Found, plan: MemoryPlan) -> Any:
     return model
 
 
-def _job(config: TrainConfig, model: Any, dataset: Dataset, tokenizer: Any, precision: str, found: Found) -> Any:
-    from tunesmith.data.dataset import Rows
-    from tunesmith.models.load import weights_fingerprint
+def _job(
+    config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any, found: Found
+) -> Any:
+    from tunesmith.models.load import identity
     from tunesmith.training.loop import Job
 
     def write_weights(trained: Any, folder: Path) -> None:
         config.method.save(trained, folder)
         tokenizer.save_pretrained(folder)
 
-    base = {"model": config.model, "weights_sha256": weights_fingerprint(found.base)}
+    base = {"model": config.model, "weights_sha256": identity(found)}
     return Job(
         model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
-        rows=Rows(dataset.dataset, "train"), held_out=Rows(dataset.dataset, "held_out"), evaluation=config.evaluation,
-        save=config.save, precision=precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
+        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation,
+        save=config.save, precision=choose_precision(config), seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=config.method.restore,
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
     )  # fmt: skip
@@ -209,18 +244,19 @@ def _finish(
     from tunesmith.training.chart import draw_losses
     from tunesmith.training.checkpoint import folder_of
     from tunesmith.training.loop import count_steps, summarize
+    from tunesmith.training.replay import conclude
 
     position, keep_best = outcome.position, config.evaluation.keep_best
     best = position.best_step if keep_best and position.best_step else position.step
     loss = position.best_loss if keep_best and position.best_loss is not None else outcome.held_out_loss
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, held_out_loss=loss,
-        perplexity=math.exp(loss) if loss is not None else None, base_held_out_loss=outcome.base_loss,
+        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None, base_held_out_loss=outcome.base_loss,
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
-        **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
+        replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
     run.say(f"memory    peak {made.peak_memory_bytes / 2**30:.2f} GiB, {share:.0%} of the plan")

@@ -1,4 +1,4 @@
-"""How rows look. Each file is one layout: COLUMNS it knows, `matches(columns)`, and `read(row, source)`."""
+"""How rows look. Each file is one layout: the KIND of its rows, COLUMNS it knows, `matches(columns)`, and `read(row, source)`."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ from types import ModuleType
 from typing import Any, Literal
 
 from tunesmith.core.errors import DataError, did_you_mean
-from tunesmith.data.formats import alpaca, openai, prompt_completion, sharegpt
+from tunesmith.data.formats import alpaca, feedback, openai, preference, prompt_completion, sharegpt, text
 
 FORMATS: dict[str, ModuleType] = {
+    "preference": preference,
+    "feedback": feedback,
     "openai": openai,
     "sharegpt": sharegpt,
     "prompt_completion": prompt_completion,
     "alpaca": alpaca,
+    "text": text,
 }
-FormatName = Literal["auto", "openai", "sharegpt", "prompt_completion", "alpaca"]
+FormatName = Literal["auto", "preference", "feedback", "openai", "sharegpt", "prompt_completion", "alpaca", "text"]
 
 
 def detect(row: dict[str, Any], source: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Conversation, Message
+from tunesmith.core.examples import Conversation, Kind, Message
 
+KIND: Kind = "conversation"
 REQUIRED = ("instruction", "output")
 COLUMNS = (*REQUIRED, "input", "system", "history")
 
@@ -18,6 +19,11 @@ def matches(columns: set[str]) -> bool:
 
 def read(row: dict[str, Any], source: str) -> Conversation:
     """A row as a conversation; `input` follows the instruction on a new line. Raises DataError for wrong types."""
+    return Conversation((*read_question(row, source), Message("assistant", _text(row, "output", source))), source)
+
+
+def read_question(row: dict[str, Any], source: str) -> list[Message]:
+    """All turns before the answer: system, history, instruction and input."""
     messages: list[Message] = []
     if row.get("system"):
         messages.append(Message("system", _text(row, "system", source)))
@@ -28,8 +34,7 @@ def read(row: dict[str, Any], source: str) -> Conversation:
     question = _text(row, "instruction", source)
     if row.get("input"):
         question = f"{question}\n{_text(row, 'input', source)}" if question else _text(row, "input", source)
-    messages += [Message("user", question), Message("assistant", _text(row, "output", source))]
-    return Conversation(tuple(messages), source)
+    return [*messages, Message("user", question)]
 
 
 def _text(row: dict[str, Any], column: str, source: str) -> str:

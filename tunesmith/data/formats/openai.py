@@ -6,8 +6,9 @@ import json
 from typing import Any, get_args
 
 from tunesmith.core.errors import DataError, did_you_mean
-from tunesmith.core.examples import Conversation, Message, Role
+from tunesmith.core.examples import Conversation, Kind, Message, Role
 
+KIND: Kind = "conversation"
 REQUIRED = ("messages",)
 COLUMNS = (*REQUIRED, "tools")
 ROLES: tuple[str, ...] = get_args(Role)

@@ -6,9 +6,10 @@ import json
 from typing import Any
 
 from tunesmith.core.errors import DataError, did_you_mean
-from tunesmith.core.examples import Conversation, Message, Role
+from tunesmith.core.examples import Conversation, Kind, Message, Role
 from tunesmith.data.formats.openai import read_tools
 
+KIND: Kind = "conversation"
 REQUIRED = ("conversations",)
 COLUMNS = (*REQUIRED, "system", "tools")
 ROLES: dict[str, Role] = {
@@ -34,7 +35,7 @@ def read(row: dict[str, Any], source: str) -> Conversation:
     turns = row["conversations"]
     if not isinstance(turns, list):
         raise DataError(source, "conversations must be a list", got=turns)
-    messages = [_message(turn, source) for turn in turns]
+    messages = [read_turn(turn, source) for turn in turns]
     if row.get("system"):
         if not isinstance(row["system"], str):
             raise DataError(source, "system must be text", got=row["system"])
@@ -42,7 +43,8 @@ def read(row: dict[str, Any], source: str) -> Conversation:
     return Conversation(tuple(messages), source, tools=read_tools(row.get("tools"), source))
 
 
-def _message(turn: Any, source: str) -> Message:
+def read_turn(turn: Any, source: str) -> Message:
+    """One {from, value} turn as a message."""
     if not isinstance(turn, dict):
         raise DataError(source, "a turn must have from and value", got=turn)
     said, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))

@@ -103,6 +103,7 @@ class Lora(Config):
         from peft import LoraConfig, get_peft_model
 
         from tunesmith.models.pissa import remember
+        from tunesmith.models.scoring import task_of
         from tunesmith.models.whole import is_tied, use_masters
 
         self._check_targets(model)
@@ -111,7 +112,7 @@ class Lora(Config):
         whole = list(self._whole(model))
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
-            target_modules=self._names(model), task_type="CAUSAL_LM",
+            target_modules=self._names(model), task_type=task_of(model),
             layers_to_transform=list(range(layers - self.last_layers, layers)) if self.last_layers else None,
             init_lora_weights=cast(Any, self.init) if self.init != "lora" else True, modules_to_save=whole or None,
             ensure_weight_tying=is_tied(model, whole),

@@ -1,5 +1,13 @@
-"""What is optimised. Each file is one choice: a batch from rows, and the loss of a batch."""
+"""What is optimised. Each file is one choice: the kind of its ROWS, what it counts in a batch, and the loss of a batch."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from tunesmith.training.objectives.dpo import Dpo
+from tunesmith.training.objectives.kto import Kto
+from tunesmith.training.objectives.pretrain import Pretrain
+from tunesmith.training.objectives.reward import Reward
 from tunesmith.training.objectives.sft import Sft
 
-Objective = Sft  # a union once there is a second choice
+Objective = Annotated[Pretrain | Sft | Reward | Dpo | Kto, Field(discriminator="kind")]

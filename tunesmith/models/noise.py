@@ -1,0 +1,36 @@
+"""NEFTune: uniform noise on the embeddings of a batch. Knows neither loss nor layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+
+@contextmanager
+def embedding_noise(model: Any, alpha: float | None, mask: torch.Tensor, *, joined: bool = False) -> Iterator[None]:
+    """While it lasts, embeddings get uniform noise of at most alpha / sqrt(L d), L the tokens of their row, d their width.
+
+    (arXiv 2310.05914, algorithm 1.) `mask` (B, T) is 1 for real tokens; `joined` rows stand one behind the other in one
+    sequence of B * T tokens. An alpha of None adds nothing.
+    """
+    import torch
+
+    if alpha is None:
+        yield
+        return
+    limits = alpha / mask.sum(dim=1).float().sqrt()  # (B,)
+    limits = limits.repeat_interleave(mask.shape[1])[None, :, None] if joined else limits[:, None, None]
+
+    def add(_module: Any, _words: Any, embeddings: torch.Tensor) -> torch.Tensor:
+        drawn = torch.empty_like(embeddings).uniform_(-1, 1)
+        return embeddings + drawn * (limits / embeddings.shape[-1] ** 0.5).to(embeddings.dtype)
+
+    hook = model.get_input_embeddings().register_forward_hook(add)
+    try:
+        yield
+    finally:
+        hook.remove()

@@ -1,0 +1,51 @@
+"""Reward models: a decoder whose head gives one number for an answer, read at its last token."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.models.load import PRECISIONS, Found, load_model
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+HEAD = "score"
+"""What transformers calls the head of a sequence classifier."""
+
+
+def load_reward_model(found: Found, precision: PRECISIONS = "fp32", *, device: str = "cpu") -> PreTrainedModel:
+    """Load a reward model, or a plain model with a new head of random weights (fp32) where it has none yet.
+
+    Raises ModelError as `load_model` does.
+    """
+    return load_model(replace(found, is_reward=True), precision, device=device)
+
+
+def head_of(model: Any) -> torch.nn.Module:
+    """The module that makes scores of hidden states, whatever wraps the model."""
+    return next(module for name, module in model.named_modules() if name.rpartition(".")[2] == HEAD)
+
+
+def task_of(model: Any) -> str:
+    """What peft calls the task of a model: its adapters save the head of a reward model beside the matrices."""
+    return "SEQ_CLS" if hasattr(model, HEAD) else "CAUSAL_LM"
+
+
+def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The score of every line of a batch (input_ids, attention_mask, each (B, T), padded on the right): (B,) fp32.
+
+    Read at the last token that is no padding. transformers would look for the pad token, which is the end token in many
+    models.
+    """
+    import torch
+
+    seen: list[Any] = []
+    handle = head_of(model).register_forward_hook(lambda module, given, made: seen.append(made))
+    try:
+        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    finally:
+        handle.remove()
+    last = batch["attention_mask"].sum(dim=1) - 1
+    return seen[0][torch.arange(len(last), device=last.device), last, 0].float()

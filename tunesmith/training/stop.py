@@ -1,0 +1,67 @@
+"""An orderly stop: after the first SIGTERM or Ctrl-C the running step is finished and saved, a second one ends at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from tunesmith.core.errors import Interrupted, Paused
+
+if TYPE_CHECKING:
+    from tunesmith.core.run import Run
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+NOTICE = "stopping: the running step is finished and saved; once more ends at once\n"
+
+
+class Stop:
+    """Hears the signals while it is entered; `asked` is the name of the first one, or empty.
+
+    Outside the main thread, where no signal can be heard, it does nothing.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.asked = ""
+        self._run, self._nothing_to_lose = run, False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While it lasts the first signal raises Paused where it finds the work: an evaluation can be made again."""
+        self._nothing_to_lose = True
+        try:
+            if self.asked:
+                raise self.paused("in an evaluation")
+            yield
+        finally:
+            self._nothing_to_lose = False
+
+    def paused(self, when: str) -> Paused:
+        """The error that ends the run, naming the signal and how to go on."""
+        return Paused("train", f"stopped by {self.asked} {when}", do=f"tunesmith train {self._run.folder} --resume")
+
+    def _hear(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        if self.asked:
+            again = f"tunesmith train {self._run.folder} --resume goes on after the last checkpoint"
+            raise Interrupted("train", f"ended at once by a second signal, {name}", do=again)
+        self.asked = name
+        if not self._run.quiet:
+            with contextlib.suppress(OSError):
+                os.write(2, NOTICE.encode())  # print may be in the middle of a line of its own
+        if self._nothing_to_lose:
+            raise self.paused("in an evaluation")
