@@ -1,7 +1,8 @@
 """Predicted against measured peak memory: a few steps on the embedded model, each configuration in its own process.
 
 python benchmarks/memory.py                  # all configurations, writes benchmarks/results/memory.json
-python benchmarks/memory.py lora fp32        # only those whose name has all these words
+python benchmarks/memory.py lora fp32        # only those whose name has all these words; the others keep their rows
+python benchmarks/memory.py --again          # measures nothing, plans anew
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def configurations() -> list[dict[str, Any]]:
     """Every configuration of the table; `labelled` is a share of the tokens, as in instruction data."""
     made = []
     for kind, precision, checkpointing, (rows, tokens, shared) in itertools.product(
-        ("lora", "full"), ("fp32", "bf16"), (False, True), SIZES
+        ("lora", "full", "freeze", "qlora"), ("fp32", "bf16"), (False, True), SIZES
     ):
         made.append({
             "name": f"{kind} {precision} {'checkpointing ' if checkpointing else ''}{rows}x{tokens}{f' shared {shared}' if shared else ''}",
@@ -40,19 +41,17 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
 
     from tunesmith.core.hardware import peak_memory_bytes, reset_peak_memory
     from tunesmith.models.head import label_losses
-    from tunesmith.models.load import find, load_model
-    from tunesmith.models.methods.full import Full
-    from tunesmith.models.methods.lora import Lora
+    from tunesmith.models.load import find
+    from tunesmith.models.recompute import recompute_activations
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
-    method = Lora() if wish["kind"] == "lora" else Full()
+    method = method_of(wish)
     torch.set_num_threads(1)  # spinning threads on a busy machine cost more than they give
     found = find("embedded")
     reset_peak_memory()
-    model = load_model(found, "bf16" if wish["precision"] == "bf16" and wish["kind"] == "lora" else "fp32")
-    model = method.put(model)
+    model = method.put(method.load(found, wish["precision"]))
     if wish["checkpointing"]:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     loaded = peak_memory_bytes()
     accelerator = Accelerator(mixed_precision="bf16" if wish["precision"] == "bf16" else "no")
     model, optimizer = accelerator.prepare(model, make_optimizer(model, OptimizerConfig(), method.rate_factor))
@@ -64,8 +63,16 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
         accelerator.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    peak = max(loaded, peak_memory_bytes())
-    return {"loading_bytes": loaded, "measured_bytes": peak, "libc": " ".join(platform.libc_ver())}
+    return {"loading_bytes": loaded, "measured_bytes": peak_memory_bytes(), "libc": " ".join(platform.libc_ver())}
+
+
+def method_of(wish: dict[str, Any]) -> Any:
+    """The method with its default options."""
+    from pydantic import TypeAdapter
+
+    from tunesmith.models.methods import Method
+
+    return TypeAdapter(Method).validate_python({"kind": wish["kind"]})
 
 
 def batch(wish: dict[str, Any]) -> dict[str, Any]:
@@ -90,13 +97,11 @@ def predict(wish: dict[str, Any]) -> dict[str, Any]:
 
     from tunesmith.core.hardware import probe
     from tunesmith.models.load import find
-    from tunesmith.models.methods.full import Full
-    from tunesmith.models.methods.lora import Lora
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.memory import Wish, plan_memory
 
     asked = Wish(
-        model="embedded", method=Lora() if wish["kind"] == "lora" else Full(), precision=wish["precision"],
+        model="embedded", method=method_of(wish), precision=wish["precision"],
         rows=wish["rows"], tokens=wish["tokens"], shared=wish["shared"], checkpointing=wish["checkpointing"],
         labelled=round(wish["rows"] * wish["tokens"] * wish["labelled_share"]),
     )  # fmt: skip
@@ -116,12 +121,10 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--one"]:
         print(json.dumps(measure(json.loads(words[1]))))
         return
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if words == ["--again"] else []
-    rows = []
+    known = {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     for wish in configurations():
-        if known:
-            found = next(row for row in known if row["name"] == wish["name"])
-            measured = {key: found[key] for key in ("loading_bytes", "measured_bytes", "libc")}
+        if words == ["--again"]:
+            measured = {key: known[wish["name"]][key] for key in ("loading_bytes", "measured_bytes", "libc")}
         elif all(word in wish["name"].split() for word in words):
             child = [sys.executable, __file__, "--one", json.dumps(wish)]
             done = subprocess.run(child, capture_output=True, text=True, check=False)
@@ -130,12 +133,11 @@ def main(words: list[str]) -> None:
             measured = json.loads(done.stdout.splitlines()[-1])
         else:
             continue
-        row = compare(wish, measured)
-        rows.append(row)
+        row = known[wish["name"]] = compare(wish, measured)
         peak, said = row["measured_bytes"] / 2**20, row["predicted_bytes"] / 2**20
         print(f"{row['name']:<32} measured {peak:6.0f} MiB  predicted {said:6.0f} MiB  {row['error']:+.1%}", flush=True)
-    if not words or known:
-        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    rows = [known[wish["name"]] for wish in configurations() if wish["name"] in known]
+    RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ def byte_tokenizer(template: str = CHATML, special: tuple[str, ...] = ("<|im_sta
     return tokenizer
 
 
-def write_tiny_model(folder: Path, *, layers: int = 2, seed: int = 0, template: str = CHATML) -> Path:
+def write_tiny_model(
+    folder: Path, *, layers: int = 2, seed: int = 0, template: str = CHATML, tied: bool = False
+) -> Path:
     """A random two-layer Llama with the byte tokenizer, saved as a model folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -47,6 +49,7 @@ def write_tiny_model(folder: Path, *, layers: int = 2, seed: int = 0, template: 
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         pad_token_id=tokenizer.pad_token_id,
+        tie_word_embeddings=tied,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
 import pytest
 
 from tunesmith.models.head import label_losses
 from tunesmith.models.joined import FAMILIES
-from tunesmith.models.methods.full import Full
-from tunesmith.models.methods.lora import Lora
+from tunesmith.models.load import Found
+from tunesmith.models.methods import Freeze, Full, Lora, Qlora
 from tunesmith.models.shape import read_shape
-from tunesmith.planning.activations import Batch, boundary_bytes, layer_bytes
+from tunesmith.planning.activations import Batch, boundary_bytes, layer_bytes, passed_bytes
 
 ROWS, TOKENS = 2, 64
 TINY = {
@@ -46,7 +49,11 @@ def saved_bytes(
 
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_config(config_of(kind, layers))
-    if bf16 and method.kind == "lora":
+    if method.kind == "qlora":
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            model = method.load(Found("it", Path(folder)), "bf16" if bf16 else "fp32")
+    elif bf16 and method.kind != "full":
         model = model.bfloat16()
     model = method.put(model).train()
     if checkpointing:
@@ -117,6 +124,34 @@ def test_long_rows_go_through_the_fused_kernel(method, bf16, shared):
     shape = read_shape(config_of("llama", 2).to_dict())
     wanted = layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, 256, padded=True, shared=shared))
     assert wanted == pytest.approx(measured, rel=0.005)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+@pytest.mark.parametrize(
+    "wish", [{}, {"modules": ("mlp",)}, {"modules": ("self_attn",)}, {"extra": ("embed_tokens",)}], ids=str
+)
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+def test_a_frozen_layer_made_trained(kind, wish, bf16):
+    """What the third layer from the end saves more when it is trained too."""
+    few, many = (Freeze(layers=number, **wish) for number in (2, 3))
+    how = {"bf16": bf16, "padded": False, "joined": kind in FAMILIES}
+    measured = saved_bytes(kind, 4, many, **how) - saved_bytes(kind, 4, few, **how)
+    shape = read_shape(config_of(kind, 4).to_dict())
+    footprint, batch = few.footprint(shape), Batch(ROWS, TOKENS, padded=False)
+    wanted = layer_bytes(shape, footprint, bf16=bf16, batch=batch)
+    wanted -= passed_bytes(shape, footprint, bf16=bf16, batch=batch) if footprint.passed else 0
+    assert wanted == pytest.approx(measured, rel=0.005)
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "method", [Qlora(rank=4), Qlora(rank=4, dropout=0.1), Qlora(rank=4, dora=True)], ids=["plain", "dropout", "dora"]
+)
+def test_a_base_in_four_bits_saves_as_lora_does(method, bf16):
+    how = {"bf16": bf16, "padded": False}
+    assert formula("llama", method, **how) == pytest.approx(per_layer("llama", method, **how), rel=0.02)
 
 
 SHARED = 20

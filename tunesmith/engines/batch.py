@@ -1,7 +1,8 @@
 """Rows of different lengths decoded together: one step, one token each; rows come and go between steps.
 
-The cache is left-padded: `mask` (B, T) tells tokens from padding, every row counts its own positions from 0, so a row's
-logits are those it would have alone (up to the rounding of another batch size). Knows no text and no threads.
+The cache is left-padded: `mask` (B, T) tells tokens from padding, every row counts its own positions from 0 (its virtual
+tokens, where the model has some, first), so a row's logits are those it would have alone (up to the rounding of another
+batch size). Knows no text and no threads.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from tunesmith.core.errors import ModelError
 from tunesmith.engines.contract import Sampling
+from tunesmith.models.virtual import opened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,8 +46,8 @@ class Batch:
     """The rows that are answered now, and the prompts that are read for the next ones."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self._model: Any = model.eval()
-        self._device = model.device
+        self._opened = opened(model.eval())
+        self._model, self._device = self._opened.model, model.device
         layers = DynamicCache(config=model.config).layers
         odd = {type(layer).__name__ for layer in layers if type(layer) not in {DynamicLayer, DynamicSlidingWindowLayer}}
         if odd:
@@ -74,7 +76,7 @@ class Batch:
             seed = row.sampling.seed
             row.generator.seed() if seed is None else row.generator.manual_seed(seed)
         # Plain layers also for sliding windows: the mask keeps the window, and plain layers can be padded and joined.
-        row.cache = DynamicCache()
+        row.cache = self._opened.cache()
         self._filling.append(row)
 
     @torch.inference_mode()
@@ -102,7 +104,8 @@ class Batch:
         while self._filling and budget > 0:
             row = self._filling[0]
             chunk = row.prompt[row.filled : row.filled + budget]
-            positions = torch.arange(row.filled, row.filled + len(chunk), device=self._device)[None]
+            first = self._opened.tokens + row.filled
+            positions = torch.arange(first, first + len(chunk), device=self._device)[None]
             logits = self._forward(torch.tensor([chunk], device=self._device), positions, row.cache, None)
             row.filled += len(chunk)
             budget -= len(chunk)
@@ -123,9 +126,10 @@ class Batch:
 
     def _join(self, row: Row) -> None:
         """Put a row whose prompt is read beside the others, padding the shorter cache on the left."""
-        new = torch.ones(1, len(row.prompt), dtype=torch.long, device=self._device)
+        length = self._opened.tokens + len(row.prompt)
+        new = torch.ones(1, length, dtype=torch.long, device=self._device)
         if self._rows:
-            length = max(self._mask.shape[1], new.shape[1])
+            length = max(self._mask.shape[1], length)
             for own, other in zip(self._cache.layers, row.cache.layers, strict=True):
                 own.keys = torch.cat([_pad(own.keys, length), _pad(other.keys, length)])
                 own.values = torch.cat([_pad(own.values, length), _pad(other.values, length)])

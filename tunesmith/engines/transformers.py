@@ -18,6 +18,7 @@ from tunesmith.core.errors import DataError, ServiceError, TunesmithError
 from tunesmith.engines.contract import Finish, Piece, Request
 from tunesmith.engines.pieces import Detokenizer, StopCutter
 from tunesmith.models.load import Found, find, load_model, load_tokenizer
+from tunesmith.models.virtual import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Transformers(Config):
-    """Run safetensors with transformers, an adapter merged into them as export does it."""
+    """Run safetensors with transformers; an adapter is merged into them where it changes weights, else stands beside."""
 
     kind: Literal["transformers"] = "transformers"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -34,7 +35,7 @@ class Transformers(Config):
     rows: Annotated[int, Field(ge=1, le=256)] = 32
     """Requests answered side by side in one batch."""
     context: Annotated[int, Field(ge=16)] | None = None
-    """Tokens of one conversation, prompt and answer together; null takes what the model was made for."""
+    """Tokens of one conversation, prompt, answer and virtual tokens together; null takes what the model was made for."""
     threads: Annotated[int, Field(ge=1)] | None = None
     """Threads that compute; null leaves it to torch."""
 
@@ -87,8 +88,9 @@ class TransformersEngine:
         self, config: Transformers, model: str, weights: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     ) -> None:
         longest = getattr(weights.config.get_text_config(), "max_position_embeddings", None) or 4096
-        self.model, self.at_once = model, config.rows
-        self.context: int = min(config.context or longest, longest)
+        self.model, self.at_once, self.virtual = model, config.rows, virtual_tokens(weights)
+        self.context: int = min(config.context or longest, longest) - self.virtual
+        """Tokens left for a conversation; virtual tokens take their places."""
         self._inbox: queue.SimpleQueue[_Ticket | None] = queue.SimpleQueue()
         self._worker = _Worker(self._inbox, weights, tokenizer, self)
         self._thread = threading.Thread(
@@ -141,7 +143,7 @@ class _Worker:
         from tunesmith.engines.batch import Batch
 
         self._inbox, self._tokenizer = inbox, tokenizer
-        self._context, self._at_once = engine.context, engine.at_once
+        self._context, self._at_once, self._virtual = engine.context, engine.at_once, engine.virtual
         self._batch: Batch = Batch(weights)
         self._end_ids = end_token_ids(weights, tokenizer)
         self._waiting: deque[_Ticket] = deque()
@@ -209,9 +211,9 @@ class _Worker:
         if not ids:
             raise DataError("prompt", "must not be empty")
         if len(ids) >= self._context:
-            raise DataError(
-                "prompt", f"has {len(ids)} tokens, the model takes less than {self._context}", do="Shorten it"
-            )
+            beside = f" beside its {self._virtual} virtual tokens" if self._virtual else ""
+            said = f"has {len(ids)} tokens, the model takes less than {self._context}{beside}"
+            raise DataError("prompt", said, do="Shorten it")
         return cast(list[int], ids)
 
     def _step(self) -> None:

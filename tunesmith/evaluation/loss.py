@@ -12,6 +12,7 @@ from tunesmith.data.batch import collate
 from tunesmith.data.render import Rendered, render
 from tunesmith.models.head import label_losses
 from tunesmith.models.load import PRECISIONS, Found, load_model, load_tokenizer
+from tunesmith.models.virtual import virtual_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ def reference_losses(
     device = hardware.probe().device
     tokenizer = load_tokenizer(found)
     model = load_model(found, precision, device=device).eval()
-    rendered = _render_all(rows, tokenizer, model.config.max_position_embeddings)
+    rendered = _render_all(rows, tokenizer, model.config.max_position_embeddings - virtual_tokens(model))
     losses = [(0.0, 0)] * len(rows)
     with torch.inference_mode():
         for numbers in _batches([len(row.ids) for row in rendered]):

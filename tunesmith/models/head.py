@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
 from tunesmith.models.noise import embedding_noise
+from tunesmith.models.virtual import embedded, leading_logits, with_places
 from tunesmith.models.whole import trained_part
 
 if TYPE_CHECKING:
@@ -40,23 +41,26 @@ def label_losses(
     `smoothing` is cross_entropy's label_smoothing, `noise` NEFTune's alpha (noise.py).
     """
     import torch
+    from torch.nn.functional import pad
 
     head = trained_part(model.get_output_embeddings())
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
         with embedding_noise(model, noise, batch["attention_mask"]):
             return _padded(model, batch, smoothing)
-    shared = shared_tokens(batch) if noise is None and may_share(model) else 0
-    shared = shared if is_worth_sharing(shared, batch["input_ids"].shape[1]) else 0
-    joined = join(batch, shared)
+    whole = with_places(model, batch)
+    shared = shared_tokens(whole) if noise is None and may_share(model) else 0
+    shared = shared if is_worth_sharing(shared, whole["input_ids"].shape[1]) else 0
+    joined = join(whole, shared)
     places = (joined.targets != IGNORED).nonzero().squeeze(1)  # (K,)
     take_over_attention(model)
     with (
         _head_scores(head, joined.targets[places], smoothing),
-        embedding_noise(model, noise, batch["attention_mask"], joined=True),
+        embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined=True),
+        embedded(model, joined.ids, joined.positions) as tokens,
     ):
         found = model(
-            input_ids=joined.ids, position_ids=joined.positions, attention_mask=joined.bias, joined=joined,
-            logits_to_keep=places, use_cache=False,
+            **tokens, position_ids=joined.positions, attention_mask=joined.bias, joined=joined, logits_to_keep=places,
+            use_cache=False,
         ).logits[0, :, 0]  # fmt: skip
     targets = batch["labels"][:, 1:]
     losses = found.new_zeros(targets.shape)
@@ -64,14 +68,18 @@ def label_losses(
 
 
 def _padded(model: Any, batch: dict[str, torch.Tensor], smoothing: float) -> torch.Tensor:
-    """The plain way, for families whose attention or logits are not known: columns in which any row has a label."""
+    """The plain way, for families whose attention or logits are not known and for a trained prefix.
+
+    Logits of the columns in which any row has a label.
+    """
     from torch.nn.functional import cross_entropy
 
     targets = batch["labels"][:, 1:]  # (B, T-1)
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
     logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], logits_to_keep=columns, use_cache=False
-    ).logits  # (B, K, V)
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
+        logits_to_keep=columns + leading_logits(model),
+    ).logits  # (B, K, V)  # fmt: skip
     wanted = targets[:, columns]
     found = cross_entropy(
         logits.float().flatten(0, 1), wanted.flatten(),

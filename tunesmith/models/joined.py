@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
+from tunesmith.models.virtual import leading_logits, virtual_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +41,9 @@ class Joined:
 
 
 def may_join(model: Any) -> bool:
-    """Whether attention of this model is full and ours to compute."""
+    """Whether attention of this model is full and ours to compute, with no keys from elsewhere (a trained prefix)."""
+    if virtual_tokens(model) != leading_logits(model):
+        return False
     config = model.config.get_text_config()
     windows = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     return config.model_type in FAMILIES and not windows and not getattr(config, "sliding_window", None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core import files, hub
-from tunesmith.core.errors import ModelError
-from tunesmith.models.overlay import OVERLAY, put_overlay
+from tunesmith.core.errors import ModelError, UsageError
+from tunesmith.models.overlay import OVERLAY, is_overlay, put_overlay
 
 if TYPE_CHECKING:
     import torch
@@ -123,13 +124,20 @@ def identity(base: Found) -> str:
 
 def _package(folder: Path) -> Found:
     inside = files.read_json(folder / PACKAGE)
-    weights = folder / inside["weights"] if inside.get("weights") else None
-    gguf = folder / inside["gguf"] if inside.get("gguf") else None
+    weights, gguf, adapter = (
+        folder / inside[key] if inside.get(key) else None for key in ("weights", "gguf", "adapter")
+    )
     if weights is None and gguf is None:
         raise ModelError(str(folder), "is a package without weights")
-    base = weights or folder
-    found = _with_base(base) if note_of(base) else Found("", base)
-    return replace(found, name=inside.get("name", folder.name), gguf=gguf)
+    return Found(inside.get("name", folder.name), weights or folder, adapter, gguf)
+
+
+def method_beside(note: Mapping[str, Any]) -> str | None:
+    """The method of an adapter, by its note, that changes no weights and can only stand beside them; None for others."""
+    from tunesmith.models.methods.bottleneck import FORMAT
+    from tunesmith.models.virtual import METHODS
+
+    return note.get(FORMAT) or METHODS.get(note.get("peft_type", ""))
 
 
 def weights_fingerprint(folder: Path) -> str:
@@ -216,13 +224,27 @@ def load_model(
     few_bits = {"quantization_config": quantization, "device_map": {"": device}} if quantization else {}
     model = _read(found, dtype=torch.float32 if found.under else dtype, **few_bits)
     for adapter in found.under:
-        model = _merged(_put_over(model, adapter, task=None), adapter).to(dtype)
+        model = _merged(put_adapter(model, adapter, task=None), adapter).to(dtype)
         model.name_or_path = found.name  # what peft writes down as the base of the next adapter
     if found.adapter:
-        model = _put_over(model, found.adapter, task="SEQ_CLS" if found.is_reward else "CAUSAL_LM")
+        model = put_adapter(model, found.adapter, task="SEQ_CLS" if found.is_reward else "CAUSAL_LM")
         if merged and hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
+            model = merge_adapter(model)
     return model if quantization else model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def merge_adapter(model: Any) -> PreTrainedModel:
+    """A peft model's base with what the adapter changes added to its weights; the model given is used up.
+
+    An output head with an adapter of its own is untied first: its change is none of the embedding's.
+    """
+    import torch
+
+    head = getattr(model.get_output_embeddings(), "base_layer", None)
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
+    return model.merge_and_unload()
 
 
 def _read(found: Found, **how: Any) -> Any:
@@ -249,26 +271,34 @@ def _read(found: Found, **how: Any) -> Any:
 
 
 def _merged(model: Any, adapter: Path) -> Any:
-    if (adapter / OVERLAY).is_file():
+    if is_overlay(adapter):
         return model
     if not hasattr(model, "merge_and_unload"):
         raise ModelError(
             str(adapter), "changes no weights, so nothing can be trained on top of it", do="Train on its base"
         )
-    return model.merge_and_unload()
+    return merge_adapter(model)
 
 
-def _put_over(model: Any, adapter: Path, *, task: str | None) -> Any:
-    """An adapter over a model; `task` is what peft calls the model's task, None where only weights are changed."""
+def put_adapter(model: Any, adapter: Path, *, task: str | None = "CAUSAL_LM") -> Any:
+    """What was trained over a model's weights, or beside them. Raises ModelError where it does not fit them.
+
+    `task` is what peft calls the model's task, None where only weights are changed.
+    """
     from peft import PeftConfig, PeftModel
 
-    if (adapter / OVERLAY).is_file():
+    from tunesmith.models.methods.bottleneck import FORMAT, put_saved
+
+    note = note_of(adapter)
+    if is_overlay(adapter):
         return put_overlay(model, adapter)
-    config = PeftConfig.from_pretrained(str(adapter))
-    config.task_type = task
     try:
+        if FORMAT in note:
+            return put_saved(model, adapter, note)
+        config = PeftConfig.from_pretrained(str(adapter))
+        config.task_type = task
         return PeftModel.from_pretrained(model, adapter, config=config, is_trainable=False, low_cpu_mem_usage=False)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, UsageError) as error:
         reason = str(error).splitlines()[0]
         raise ModelError(
             str(adapter), f"does not fit this base model: {reason}", do="Use the base it was trained on"

@@ -17,6 +17,11 @@ OVERLAY = "trained_weights.json"
 TENSORS = "trained_weights.safetensors"
 
 
+def is_overlay(folder: Path) -> bool:
+    """Whether a folder holds weights that take the place of the base's own."""
+    return (folder / OVERLAY).is_file()
+
+
 def write_overlay(model: Any, folder: Path) -> None:
     """Write the parameters that are trained, in fp32 under the names of the base, and a note that says whose they are."""
     from safetensors.torch import save_file

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import files, hardware
@@ -19,15 +18,12 @@ def load_nf4(found: Found, precision: PRECISIONS, *, double: bool) -> PreTrained
 
     Raises MissingExtra without bitsandbytes, ModelError for a base that is quantized already.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtra("method.kind: qlora", "bitsandbytes is not installed", do="pip install 'tunesmith[qlora]'")
+    need_bitsandbytes()
     if "quantization_config" in files.read_json(found.base / "config.json"):
         raise ModelError(
             str(found.base), "is quantized already", do="Give the model it was made from, or train by lora"
         )
     import torch
-
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # names a kernel nobody needs
     from transformers import BitsAndBytesConfig
 
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
@@ -37,6 +33,12 @@ def load_nf4(found: Found, precision: PRECISIONS, *, double: bool) -> PreTrained
     model = load_model(found, precision, device=hardware.probe().device, quantization=wish)
     _keep_layout(model)
     return model
+
+
+def need_bitsandbytes() -> None:
+    """Raise MissingExtra where bitsandbytes is not installed."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("method.kind: qlora", "bitsandbytes is not installed", do="pip install 'tunesmith[qlora]'")
 
 
 def _keep_layout(model: Any) -> None:

@@ -45,9 +45,9 @@ class Batch:
         return self.shared + self.own
 
 
-def joins(shape: Shape) -> bool:
+def joins(shape: Shape, footprint: Footprint) -> bool:
     """Whether training puts the rows of a batch into one sequence (models/joined.py)."""
-    return shape.family in FAMILIES and not shape.sliding
+    return shape.family in FAMILIES and not shape.sliding and not footprint.prefix
 
 
 def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
@@ -59,13 +59,19 @@ def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch)
 
 def passed_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
     """Bytes a layer saves in which nothing is trained, but whose input is."""
-    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False)
+    nothing = replace(footprint, adapted=(), trained_linears=(), norms=False, head_norms=False, bottlenecks=0)
     return layer_bytes(shape, nothing, bf16=bf16, batch=batch)
 
 
 def boundary_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
     """Bytes of the hidden states between two layers: all that activation checkpointing keeps of a layer."""
     return shape.hidden * _residual(footprint, bf16=bf16) * batch.computed
+
+
+def prefix_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:
+    """Bytes of a trained prefix as it lies in the cache: for every row and layer, fp32 and its bf16 copy."""
+    width = shape.key_value_heads * shape.head_size
+    return batch.rows * footprint.prefix * shape.layers * 2 * width * (6 if bf16 else 4)
 
 
 def _residual(footprint: Footprint, *, bf16: bool) -> int:
@@ -94,15 +100,14 @@ class _Layer:
 
     def norms(self) -> int:
         """Input in fp32 and 1 / rms; where the norm is trained also their product. LayerNorm: input, mean, 1 / std."""
-        it, trained = self.shape, self.footprint.norms
-        in_fp32, residual = it.family.startswith("gemma"), _residual(self.footprint, bf16=self.bf16)
+        it, residual = self.shape, _residual(self.footprint, bf16=self.bf16)
         if it.norm_bias:
             return it.norms * residual * (it.hidden + 2)
-        product = (4 if in_fp32 else residual) if trained else 0
+        product = (4 if self._gemma else residual) if self.footprint.norms else 0
         bytes_a_token = it.norms * (it.hidden * (4 + product) + 4)
         if it.head_norms:
             heads = it.heads + it.key_value_heads
-            product = (4 if in_fp32 else self.number) if trained else 0
+            product = (4 if self._gemma else self.number) if self.footprint.head_norms else 0
             bytes_a_token += heads * it.head_size * (4 + product) + 4 * heads
         return bytes_a_token
 
@@ -113,21 +118,22 @@ class _Layer:
         if self._joined:
             mask = 2 * batch.tokens**2 if self.bf16 and batch.shared and not self._small else 0
             return mask + sum(self._attend(*part) for part in batch.attended)
+        seen = batch.tokens + self.footprint.prefix
         if it.softcap:  # tanh, softmax in fp32, its copy
-            return (3 * query * self.number + 8 * it.heads * batch.tokens) * batch.own
+            return (query * self.number + 8 * it.heads * seen) * batch.own + 2 * query * self.number * batch.rows * seen
         if it.attention_dropout:  # softmax, mask, product, all in fp32
-            return (3 * query * 4 + 12 * it.heads * batch.tokens) * batch.own
+            return (query * 4 + 12 * it.heads * seen) * batch.own + 2 * query * 4 * batch.rows * seen
         whole = query + key if self._fused else 0  # values are a part of the fused output and hold all of it
         plain = self.number * (2 * query + 2 * key + whole) + 4 * it.heads
-        if not batch.padded:
+        if not batch.padded and not self.footprint.prefix:
             return plain * batch.own
         # with a mask keys and values are repeated for all heads, and each layer makes an additive mask of its own
-        masked = (self.number * (2 * query + batch.tokens) + 4 * it.heads) * batch.own
-        return masked + self.number * 2 * query * batch.rows * batch.tokens
+        masked = (self.number * (2 * query + seen) + 4 * it.heads) * batch.own
+        return masked + self.number * 2 * query * batch.rows * seen
 
     @property
     def _joined(self) -> bool:
-        return joins(self.shape) and not self.shape.attention_dropout
+        return joins(self.shape, self.footprint) and not self.shape.attention_dropout
 
     @property
     def _small(self) -> bool:
@@ -175,20 +181,32 @@ class _Layer:
     @property
     def _converted(self) -> bool:
         """What comes out of a norm is fp32, so that every linear layer makes its own bf16 copy of it."""
-        return self.bf16 and (self.footprint.norms or self.footprint.embeddings)
+        return self.bf16 and (self.footprint.embeddings or (self.footprint.norms and not self._gemma))
+
+    @property
+    def _gemma(self) -> bool:
+        """Norms multiply in fp32 and give the precision they were given."""
+        return self.shape.family.startswith("gemma")
 
     def between(self) -> int:
-        """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA."""
+        """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA.
+
+        A bottleneck keeps its input and its middle.
+        """
         it = self.shape
         middle = (3 if it.gated else 4) * it.inner * self.number
         if not it.gated:
             middle += 2 * it.hidden * self.number  # GPT-2 drops out after both blocks
         outputs = sum(linear.outputs for linear in self.adapted) if self.footprint.dora else 0
-        return middle + self.number * (len(self.adapted) * self.footprint.rank + 2 * outputs)
+        each = it.hidden + self.footprint.bottleneck_middles * self.footprint.bottleneck_size
+        beside = self.footprint.bottlenecks * each
+        return middle + self.number * (len(self.adapted) * self.footprint.rank + 2 * outputs + beside)
 
     def weights(self) -> int:
         """Bytes whatever the batch: bf16 copies of fp32 weights under autocast; DoRA's identity matrices."""
         rank, trained = self.footprint.rank, sum(linear.parameters for linear in self.footprint.trained_linears)
-        copies = 2 * (trained + sum(rank * (it.inputs + it.outputs) for it in self.adapted)) if self.bf16 else 0
+        beside = 2 * self.footprint.bottlenecks * self.footprint.bottleneck_size * self.shape.hidden
+        adapters = sum(rank * (it.inputs + it.outputs) for it in self.adapted) + beside
+        copies = 2 * (trained + adapters) if self.bf16 else 0
         dora = sum(self.number * it.inputs * (it.inputs + rank) for it in self.adapted) if self.footprint.dora else 0
         return copies + dora

@@ -15,19 +15,20 @@ SHORTEST = 64
 """Tokens: a row cut shorter than this teaches little."""
 
 
-def advise(wish: Wish, fits: Callable[[Wish], bool]) -> str:
+def advise(wish: Wish, fits: Callable[[Wish], bool], *, recomputes: bool = True) -> str:
     """The first change that fits, in the order of how little it changes the result; empty when none does.
 
-    Recompute activations (same result), smaller batches with more accumulation (same gradient), bf16, LoRA instead of
-    trained weights, a base in four bits instead of LoRA's, shorter rows. Each one keeps those before it.
+    Recompute activations (same result; where the method `recomputes`), smaller batches with more accumulation (same
+    gradient), bf16, LoRA instead of trained weights, a base in four bits instead of LoRA's, shorter rows. Each one keeps
+    those before it.
     """
-    return next((" ".join(typed) for changed, typed in _changes(wish) if fits(changed)), "")
+    return next((" ".join(typed) for changed, typed in _changes(wish, recomputes) if fits(changed)), "")
 
 
-def _changes(wish: Wish) -> Iterator[tuple[Wish, list[str]]]:
+def _changes(wish: Wish, recomputes: bool) -> Iterator[tuple[Wish, list[str]]]:
     """Wishes with the options that make them, from the least change on."""
     typed: list[str] = []
-    if wish.checkpointing is not True:
+    if recomputes and wish.checkpointing is not True:
         wish = replace(wish, checkpointing=True)
         typed = ["--memory.checkpointing on"]
         yield wish, typed

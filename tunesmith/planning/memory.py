@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from tunesmith.core.artifacts import MemoryPlan
+from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import Machine
 from tunesmith.models.footprint import Footprint
 from tunesmith.models.head import CHUNK, is_worth_sharing
 from tunesmith.models.methods import Method
 from tunesmith.models.shape import Shape
-from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes
+from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes, prefix_bytes
 from tunesmith.planning.advise import advise
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
@@ -93,6 +94,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     vocabulary = shape.vocabulary * shape.hidden
     kept = (boundary * (footprint.layers + footprint.passed) if again else saved) + 2 * boundary
     kept += 2 * vocabulary if bf16 and footprint.head else 0  # autocast's copy of a trained head
+    kept += prefix_bytes(shape, footprint, bf16=bf16, batch=batch)
     activations = kept + (layer if again else 0)
     logits = _logits_bytes(shape, wish, footprint)
     gradients = 4 * footprint.trained
@@ -117,14 +119,14 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
 def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch:
     """The batch as models/head.py computes it: a shared beginning once, unless the family or dropout forbids."""
     drawn = shape.attention_dropout or footprint.dropout
-    once = is_worth_sharing(wish.shared, wish.tokens) and wish.rows > 1 and joins(shape) and not drawn
-    shared = wish.shared if once else 0
-    return Batch(wish.rows, wish.tokens, padded=wish.rows > 1, shared=shared, on_cpu=device == "cpu")
+    tokens, shared = wish.tokens + footprint.virtual, wish.shared + footprint.virtual
+    once = is_worth_sharing(shared, tokens) and wish.rows > 1 and joins(shape, footprint) and not drawn
+    return Batch(wish.rows, tokens, padded=wish.rows > 1, shared=shared if once else 0, on_cpu=device == "cpu")
 
 
 def _logits_bytes(shape: Shape, wish: Wish, footprint: Footprint) -> int:
     positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
-    if joins(shape) and not footprint.head:
+    if joins(shape, footprint) and not footprint.head:
         return CHUNK_BYTES * min(positions, CHUNK) * shape.vocabulary
     return LOSS_BYTES * positions * shape.vocabulary
 
@@ -142,9 +144,15 @@ def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
     """Bytes by part at the largest batch, whether they fit `machine`, and if not the smallest change that makes them fit.
 
     `available_bytes` is the limit of the wish or, without one, what the machine has free.
-    Raises UsageError when the method targets a linear layer that the model does not have.
+    Raises UsageError when the method targets a linear layer that the model does not have, or recomputing is asked of a
+    method that cannot.
     """
-    available = wish.limit_bytes or machine.training_bytes
+    available, recomputes = wish.limit_bytes or machine.training_bytes, wish.method.footprint(shape).recomputes
+    if wish.checkpointing is True and not recomputes:
+        raise UsageError(
+            "memory.checkpointing", f"method {wish.method.kind} keeps its keys in a cache, which recomputing leaves out",
+            got="on", do="Use auto or off",
+        )  # fmt: skip
 
     def total(asked: Wish) -> int:
         return predict(shape, asked, machine.device).total_bytes
@@ -152,7 +160,7 @@ def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
     chosen = wish
     if wish.checkpointing == "auto":
         plain = replace(wish, checkpointing=False)
-        chosen = plain if total(plain) <= available else replace(wish, checkpointing=True)
+        chosen = plain if total(plain) <= available or not recomputes else replace(wish, checkpointing=True)
     parts = predict(shape, chosen, machine.device)
     fits = parts.total_bytes <= available
     return MemoryPlan(
@@ -162,5 +170,5 @@ def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
         activations_bytes=parts.activations_bytes, logits_bytes=parts.logits_bytes,
         overhead_bytes=parts.overhead_bytes, overlap_bytes=parts.overlap_bytes, total_bytes=parts.total_bytes,
         available_bytes=available, device=machine.device, fits=fits, checkpointing=chosen.checkpointing is True,
-        advice="" if fits else advise(chosen, lambda changed: total(changed) <= available), seconds_per_epoch=None,
+        advice="" if fits else advise(chosen, lambda changed: total(changed) <= available, recomputes=recomputes), seconds_per_epoch=None,
     )  # fmt: skip

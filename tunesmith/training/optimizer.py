@@ -31,7 +31,8 @@ class OptimizerConfig(Config):
     matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
     matrices and a step that takes several products of each."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate. 2e-4 suits LoRA; full tuning wants about a tenth."""
+    """Peak learning rate. 2e-4 suits LoRA; full tuning wants about a tenth, bottleneck 1e-3, p_tuning 5e-3, prefix 1e-2,
+    prompt 3e-2."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data."""
     steps: Annotated[int, Field(ge=1)] | None = None

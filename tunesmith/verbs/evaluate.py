@@ -194,14 +194,13 @@ def _base(config: EvaluateConfig, tuned: str | Found) -> str | Found | None:
 def _trained_from(found: Found) -> str | None:
     """The base model that a checkpoint or package names, None for a model that names none."""
     from tunesmith.core import files
-    from tunesmith.models.load import note_of
 
     folder = found.adapter or found.base
     if (folder / files.MANIFEST).is_file():
         origin = files.read_json(folder / files.MANIFEST).get("base", {}).get("model")
         if origin:
             return str(origin)
-    return note_of(folder).get("base_model_name_or_path") if found.adapter else None
+    return str(found.base) if found.adapter else None
 
 
 def _kept(config: EvaluateConfig, model: str | Found, questions: list[Question]) -> Path | None:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 
 from tunesmith.core.config import Config
-from tunesmith.core.errors import DataError, ModelError, ProofError
+from tunesmith.core.errors import DataError, ModelError, ProofError, UsageError
 from tunesmith.exporting.certificate import UNDECIDED, Proof, merged_answers, merged_logits
 from tunesmith.exporting.gguf import OutType
 from tunesmith.exporting.package import WEIGHTS
 from tunesmith.exporting.prompts import ProofConfig
+from tunesmith.exporting.unquantized import trained_in_four_bits, unquantized_base
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,10 +66,14 @@ def run(config: ExportConfig, run: Run) -> Package:
     target = run.folder / job.name
     with files.new_folder(target, kind="package") as folder:
         compared, answers, ends = _merge(config, job, folder, run)
+        how = "saved" if job.beside else "merged"
         proofs = [
-            merged_logits(compared, job.precision),
-            merged_answers(compared, job.precision, config.proof.agreement),
+            merged_logits(compared, job.precision, how),
+            merged_answers(compared, job.precision, config.proof.agreement, how),
         ]
+        four_bits = trained_in_four_bits(job.found)
+        if four_bits:
+            proofs.append(unquantized_base(job.found, folder / WEIGHTS, four_bits, job.tokenizer, job.rows))
         proofs += _convert_and_ask(config, job, folder, answers, ends, run)
         for proof in proofs:
             tell(proof, run)
@@ -105,6 +110,8 @@ class _Job:
     rows_from: str
     prompts: list[list[int]]
     """Token ids of the rows' questions, with the beginning of the answer."""
+    beside: str | None
+    """The method whose adapter changes no weights and is saved beside them; None for all others."""
 
 
 def _look(config: ExportConfig, run: Run) -> _Job:
@@ -114,11 +121,21 @@ def _look(config: ExportConfig, run: Run) -> _Job:
     from tunesmith.exporting.merge import stored_precision
     from tunesmith.exporting.package import origin_of
     from tunesmith.exporting.prompts import proof_rows, question
-    from tunesmith.models.load import find, load_tokenizer, safe_config
+    from tunesmith.models.load import find, load_tokenizer, method_beside, note_of, safe_config
+    from tunesmith.models.quantized import need_bitsandbytes
 
+    found = find(config.model)
+    note = note_of(found.adapter) if found.adapter else {}
+    beside = method_beside(note)
+    if beside and config.gguf:
+        raise UsageError(
+            "gguf", f"method {beside} changes no weights, so llama.cpp cannot carry it", got=config.gguf,
+            do="Give --gguf null: the package serves it with the transformers engine",
+        )  # fmt: skip
     if config.gguf:
         converter()
-    found = find(config.model)
+    if trained_in_four_bits(found):
+        need_bitsandbytes()
     if not any(found.base.glob("*.safetensors")):
         raise ModelError(f"model: {config.model}", "has no safetensors weights to export")
     tokenizer, origin = load_tokenizer(found), origin_of(config.model, found)
@@ -129,6 +146,7 @@ def _look(config: ExportConfig, run: Run) -> _Job:
     rows, rows_from = proof_rows(config.proof, origin.dataset)
     prompts = [token_ids(tokenizer, render_text(tokenizer, question(row), generation_prompt=True)) for row in rows]
     room = getattr(safe_config(found.base), "max_position_embeddings", None) or 1 << 20
+    room -= note.get("num_virtual_tokens", 0)
     fitting = [number for number, ids in enumerate(prompts) if len(ids) + config.proof.tokens <= room]
     if not fitting:
         raise DataError(
@@ -139,12 +157,13 @@ def _look(config: ExportConfig, run: Run) -> _Job:
     return _Job(
         config.name or origin.name, found, origin, tokenizer,
         stored_precision(found.base) if config.precision == "base" else config.precision,
-        [rows[number] for number in fitting], rows_from, [prompts[number] for number in fitting],
+        [rows[number] for number in fitting], rows_from, [prompts[number] for number in fitting], beside,
     )  # fmt: skip
 
 
 def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[list[Compared], list[Recorded], list[int]]:
-    """Ask the model with its adapter, merge, save, load what was saved and compare. One model in memory at a time.
+    """Ask the model with its adapter, merge where that can be, save, load what was saved and compare. One model in memory
+    at a time.
 
     Returns the comparisons, the greedy answers of the saved model, and its end tokens.
     """
@@ -159,10 +178,17 @@ def _merge(config: ExportConfig, job: _Job, folder: Path, run: Run) -> tuple[lis
         for ids in job.prompts:
             recorded.append(record(model, ids, ends, config.proof.tokens))
             progress.advance()
-    merge.save(merge.merge(model, job.found), job.tokenizer, folder / WEIGHTS, job.precision)
-    del model
-    run.say(f"merged    {folder.name.partition('.tmp-')[0]}/{WEIGHTS} in {job.precision}")
-    saved = load_model(Found(job.name, folder / WEIGHTS), "fp32").eval()
+    told = f"{folder.name.partition('.tmp-')[0]}/{WEIGHTS} in {job.precision}"
+    if job.beside:
+        del model
+        made = merge.save_beside(job.found, job.tokenizer, folder, job.precision)
+        run.say(f"saved     {told}, and what {job.beside} trained beside it")
+    else:
+        merge.save(merge.merge(model, job.found), job.tokenizer, folder / WEIGHTS, job.precision)
+        del model
+        made = Found(job.name, folder / WEIGHTS)
+        run.say(f"merged    {told}")
+    saved = load_model(made, "fp32").eval()
     compared = [compare(saved, one, tie=UNDECIDED[job.precision]) for one in recorded]
     answers = [
         one if seen.differs_at is None else record(saved, one.prompt_ids, ends, config.proof.tokens)
@@ -194,10 +220,11 @@ def _convert_and_ask(
     saved = load_tokenizer(Found(job.name, folder / WEIGHTS))
     readers = {"the saved tokenizer": certificate.read_by(saved, cases, job.rows)}
     if not config.gguf:
+        why = f"llama.cpp cannot carry method {job.beside}" if job.beside else "no GGUF file was asked for"
         return [
             certificate.template_tokens(trained, readers, names),
             certificate.end_tokens(end, ends, None, job.tokenizer),
-            *(Proof(name, None, "no GGUF file was asked for") for name in ("gguf_answers", "ollama_template")),
+            *(Proof(name, None, why) for name in ("gguf_answers", "ollama_template")),
         ]
     path = folder / f"model-{config.gguf}.gguf"
     convert(folder / WEIGHTS, path, config.gguf, name=job.name, log=run.folder / "convert.log")
@@ -219,16 +246,18 @@ def _write_papers(config: ExportConfig, job: _Job, folder: Path, proofs: list[Pr
     from tunesmith.core import files
     from tunesmith.data.render import template_fingerprint
     from tunesmith.exporting.merge import trained_end
-    from tunesmith.exporting.package import CERTIFICATE, licence_of, versions, write_card, write_facts
+    from tunesmith.exporting.package import BESIDE, CERTIFICATE, licence_of, versions, write_card, write_facts
     from tunesmith.exporting.prompts import question
     from tunesmith.models.load import weights_fingerprint
 
     origin, end = job.origin, trained_end(job.tokenizer)
     verdicts = {proof.name: proof.passed for proof in proofs}
     facts = {
-        "name": job.name, "weights": WEIGHTS, "gguf": f"model-{config.gguf}.gguf" if config.gguf else None,
+        "name": job.name, "weights": WEIGHTS, "adapter": BESIDE if job.beside else None,
+        "gguf": f"model-{config.gguf}.gguf" if config.gguf else None,
         "base_model": origin.base, "base_sha256": weights_fingerprint(job.found.base),
-        "licence": licence_of(job.found, origin.base), "method": (origin.config.get("method") or {}).get("kind"),
+        "licence": licence_of(job.found, origin.base),
+        "method": job.beside or (origin.config.get("method") or {}).get("kind"),
         "run": str(origin.run) if origin.run else None, "precision": job.precision,
         "template_sha256": template_fingerprint(job.tokenizer),
         "end_token": job.tokenizer.convert_ids_to_tokens(end) if end is not None else None,

@@ -136,7 +136,7 @@ def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | Non
         from tunesmith.data.dataset import Rows
 
         rows = Rows(folder, "train")
-        batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape))
+        batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
         rows_at_once *= rows.each
     auto = "bf16" if machine.native_bf16 else "fp32"
     return Wish(
@@ -219,12 +219,13 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
     from tunesmith.data.batch import collate
     from tunesmith.models.head import label_losses
     from tunesmith.models.load import Found
+    from tunesmith.models.recompute import recompute_activations
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
     bf16, device = plan.precision == "bf16", torch.device(plan.device)
     model = config.method.put(config.method.load(Found(config.model, source), plan.precision)).to(device).train()
     if plan.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     optimizer = make_optimizer(model, OptimizerConfig(), config.method.rate_factor)
 
     def step(number: int) -> float:

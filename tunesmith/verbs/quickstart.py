@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field
 
 from tunesmith.core.config import Config
-from tunesmith.core.errors import DataError
-from tunesmith.models.methods import Lora, Method
+from tunesmith.core.errors import DataError, UsageError
+from tunesmith.models.methods import BESIDE, Lora, Method
 from tunesmith.training.optimizer import OptimizerConfig
 
 if TYPE_CHECKING:
@@ -90,6 +90,11 @@ def run(config: QuickstartConfig, run: Run) -> Quickstart:
     from tunesmith.core.artifacts import as_result
     from tunesmith.evaluation.story import story_page
 
+    if config.method.kind in BESIDE:
+        raise UsageError(
+            "method.kind", f"the tour ends with a GGUF file, and method {config.method.kind} changes no weights",
+            got=config.method.kind, do="Run its chapters yourself: train, evaluate, export --gguf null, serve",
+        )  # fmt: skip
     config = config.model_copy(update={"examples": _examples(config.examples)})
     missing = [n for n in (TRAIN, GENERAL, HELD_OUT, GENERAL_HELD_OUT) if not (config.examples / n).is_file()]
     if missing:

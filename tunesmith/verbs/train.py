@@ -113,8 +113,8 @@ def run(config: TrainConfig, run: Run) -> Training:
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
     splits = {split: Rows(dataset.dataset, split) for split in SPLITS}
-    reset_peak_memory()
     model = _load(config, found, plan, splits, dataset, run)
+    reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
     job = _job(config, model, splits, dataset, tokenizer, found)
     outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
@@ -168,7 +168,7 @@ def _plan(
     from tunesmith.verbs.plan import largest_batch
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape))
+    batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
     sequences = config.batch.rows * rows.each
     if isinstance(config.objective, Ppo | Grpo):
         sequences, tokens = config.batch.rows, config.objective.answer_tokens
@@ -203,6 +203,7 @@ def _load(
     import torch
 
     from tunesmith.models.load import identity
+    from tunesmith.models.recompute import recompute_activations
     from tunesmith.training.reference import add_reference
 
     torch.manual_seed(config.seed)
@@ -214,7 +215,7 @@ def _load(
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     if plan.checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(model)
     if isinstance(config.objective, Ppo):
         from tunesmith.models.critic import ActorCritic
 

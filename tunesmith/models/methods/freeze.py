@@ -45,8 +45,9 @@ class Freeze(Config):
         return Footprint(
             masters=masters, replaced=masters, layers=self.layers, passed=shape.layers - self.layers if embeddings else 0,
             trained_linears=tuple(linear for linear in linears if linear.name in chosen) if self.layers else (),
-            norms=any("norm" in path or "ln_" in path for path in chosen), embeddings=embeddings,
-            head="lm_head" in outside or (embeddings and shape.tied),
+            norms=any("layernorm" in path or "ln_" in path for path in chosen),
+            head_norms=any(path.endswith(("q_norm", "k_norm")) for path in chosen),
+            embeddings=embeddings, head="lm_head" in outside or (embeddings and shape.tied),
         )  # fmt: skip
 
     def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:

@@ -25,8 +25,8 @@ class Full(Config):
     def footprint(self, shape: Shape) -> Footprint:
         """What planning has to know."""
         return Footprint(
-            masters=shape.parameters, replaced=shape.parameters, layers=shape.layers, norms=True, head=True,
-            embeddings=True, trained_linears=(*shape.attention, *shape.mlp),
+            masters=shape.parameters, replaced=shape.parameters, layers=shape.layers, norms=True,
+            head_norms=True, head=True, embeddings=True, trained_linears=(*shape.attention, *shape.mlp),
         )  # fmt: skip
 
     def load(self, found: Found, precision: PRECISIONS) -> PreTrainedModel:  # noqa: ARG002 - every method has it

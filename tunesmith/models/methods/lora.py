@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from tunesmith.models.load import PRECISIONS, Found
-    from tunesmith.models.shape import Shape
+    from tunesmith.models.shape import Linear, Shape
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[int, Field(ge=1)]
@@ -69,12 +69,14 @@ class Lora(Config):
             trained_outside(shape, self.full_modules, "method.full_modules"),
         )
         part = replace(shape, layers=layers)
+        adapted = tuple(targeted(part, self.targets))
+        self._check_init(shape, adapted)
         adapters = adapter_parameters(part, self.rank, self.targets, dora=self.dora)
         embeddings = any("embed_tokens" in path or ".wte" in path or ".wpe" in path for path in outside)
         return Footprint(
             masters=sum(outside.values()), adapters=adapters, kept_bytes=4 * adapters if self._is_pissa else 0,
             layers=layers, passed=shape.layers - layers if embeddings else 0, rank=self.rank, dropout=self.dropout,
-            adapted=tuple(targeted(part, self.targets)), dora=self.dora, embeddings=embeddings,
+            adapted=adapted, dora=self.dora, embeddings=embeddings,
             head="lm_head" in outside or (embeddings and shape.tied),
         )  # fmt: skip
 
@@ -96,7 +98,7 @@ class Lora(Config):
     def put(self, model: PreTrainedModel) -> Any:
         """Return a peft model: base frozen in its precision, adapters and `full_modules` trainable in fp32.
 
-        Raises UsageError when no module has one of the names in `targets` or `full_modules`, or an init does not fit.
+        Raises UsageError when no module has one of the names in `targets` or `full_modules`.
         """
         from peft import LoraConfig, get_peft_model
 
@@ -107,7 +109,6 @@ class Lora(Config):
         self._check_targets(model)
         layers = model.config.get_text_config().num_hidden_layers
         self.check_layers(layers)
-        self._check_init(model)
         whole = list(self._whole(model))
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
@@ -149,19 +150,16 @@ class Lora(Config):
         if self.init == "orthogonal" and self.rank % 2:
             raise UsageError("method.rank", "must be even with init orthogonal", got=self.rank)
 
-    def _check_init(self, model: PreTrainedModel) -> None:
+    def _check_init(self, shape: Shape, adapted: tuple[Linear, ...]) -> None:
         """PiSSA takes `rank` singular values out of every weight, and must own that weight."""
-        from tunesmith.models.whole import is_tied
-
         if not self._is_pissa:
             return
-        if "lm_head" in self.targets and is_tied(model, ["lm_head"]):
+        if shape.tied and shape.head in adapted:
             raise UsageError("method.init", "pissa would change the embedding that is tied to lm_head", got=self.init)
-        names = _linear_names(model) if self.targets == "all-linear" else self.targets
-        widths = [min(cast(Any, m).weight.shape) for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names]
-        if min(widths) < self.rank:
+        narrowest = min(min(linear.inputs, linear.outputs) for linear in adapted)
+        if narrowest < self.rank:
             raise UsageError(
-                "method.rank", f"pissa takes so many singular values; a weight has {min(widths)}", got=self.rank
+                "method.rank", f"pissa takes so many singular values; a weight has {narrowest}", got=self.rank
             )
 
     def _names(self, model: PreTrainedModel) -> str | list[str]:
