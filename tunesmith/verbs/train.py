@@ -172,7 +172,7 @@ def _plan(
         model=config.model, method=config.method, precision=precision, rows=config.batch.rows * rows.each,
         accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape)),
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes,
+        limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
     )  # fmt: skip
     plan = plan_memory(shape, wish, probe())
     for line in plan_lines(plan):
