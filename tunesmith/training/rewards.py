@@ -23,6 +23,9 @@ Reward = Annotated[
     Field(min_length=1),
 ]
 
+MISTAKES = (ArithmeticError, AssertionError, AttributeError, LookupError, NameError, OSError, TypeError, ValueError)
+"""What a function of the user's raises by mistake; it is named as its own."""
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -73,7 +76,7 @@ def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Sour
         prompt, text = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[~trained], ids[trained]))
         try:
             value = function(prompt, text, answer.row)
-        except Exception as error:
+        except MISTAKES as error:
             raise DataError(f"{path}:{name}", f"raised {type(error).__name__}: {error}") from error
         if not isinstance(value, int | float):
             raise DataError(f"{path}:{name}", "must return a number", got=value)
