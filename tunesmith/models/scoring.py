@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.models.load import PRECISIONS, Found, load_model
+from tunesmith.models.virtual import leading_logits
 
 if TYPE_CHECKING:
     import torch
@@ -47,5 +48,5 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     finally:
         handle.remove()
-    last = batch["attention_mask"].sum(dim=1) - 1
+    last = leading_logits(model) + batch["attention_mask"].sum(dim=1) - 1
     return seen[0][torch.arange(len(last), device=last.device), last, 0].float()
