@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from tunesmith.core.errors import ModelError
+from tunesmith.models.scoring import HEAD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,8 +73,9 @@ def _pass_on(place: Any, _: Any, output: Any) -> Any:
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:
-    """The adapters' weights by their names in the model."""
-    return {name: value for name, value in model.state_dict().items() if f".{NAME}." in name}
+    """The adapters' weights by their names in the model, and a reward model's head, which is trained beside them."""
+    state = model.state_dict()
+    return {name: value for name, value in state.items() if f".{NAME}." in name or name.startswith(f"{HEAD}.")}
 
 
 def load_adapters(model: Any, path: Path) -> None:

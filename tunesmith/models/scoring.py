@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.load import PRECISIONS, Found, load_model
+from tunesmith.models.virtual import leading_logits
 
 if TYPE_CHECKING:
     import torch
@@ -50,4 +51,5 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         handle.remove()
     trained = batch["labels"] != IGNORED
     last = trained.shape[1] - 1 - trained.flip(1).int().argmax(dim=1)
+    last = last + leading_logits(model)
     return seen[0][torch.arange(len(last), device=last.device), last, 0].float()

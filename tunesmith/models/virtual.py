@@ -143,12 +143,20 @@ def save_virtual(model: Any, folder: Path) -> None:
 
 
 def restore_virtual(model: Any, folder: Path) -> None:
-    """Put saved virtual tokens, or the encoder that makes them, back into the model. Bit for bit."""
+    """Put saved virtual tokens, or the encoder that makes them, back into the model. Bit for bit.
+
+    A reward model's head, which peft saves beside them, too.
+    """
     from safetensors.torch import load_file
 
-    encoder = model.prompt_encoder[model.active_adapter]
+    from tunesmith.models.scoring import head_of
+    from tunesmith.models.whole import trained_part
+
+    saved = load_file(folder / "adapter_model.safetensors")
+    made, encoder = saved.pop("prompt_embeddings"), model.prompt_encoder[model.active_adapter]
     if len(encoder.state_dict()) > 1:
         encoder.load_state_dict(load_file(folder / ENCODER))
     else:
-        saved = load_file(folder / "adapter_model.safetensors")
-        encoder.load_state_dict({"embedding.weight": saved["prompt_embeddings"]})
+        encoder.load_state_dict({"embedding.weight": made})
+    if saved:
+        trained_part(head_of(model)).load_state_dict({name.rpartition(".")[2]: value for name, value in saved.items()})

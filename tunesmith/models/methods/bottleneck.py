@@ -64,12 +64,15 @@ class Bottleneck(Config):
         unknown build.
         """
         from tunesmith.models import adapter
+        from tunesmith.models.scoring import head_of, task_of
 
         config = model.config.get_text_config()
         layers, width = config.num_hidden_layers, config.hidden_size
         size = self.width(sum(parameter.numel() for parameter in model.parameters()), width, layers)
         chosen = adapter.blocks(model)[-self.depth(layers) :]
         model.requires_grad_(False)
+        if task_of(model) == "SEQ_CLS":
+            head_of(model).requires_grad_(True)
         adapter.hang(
             [adapter.part(block, half) for block in chosen for half in self.halves], width, size, self.activation
         )
@@ -113,12 +116,15 @@ class Bottleneck(Config):
         from safetensors.torch import save_file
 
         from tunesmith.models.adapter import adapter_state
+        from tunesmith.models.scoring import task_of
 
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().cpu().contiguous() for name, value in adapter_state(model).items()}
         save_file(state, folder / "adapter_model.safetensors")
         size = next(value.shape[0] for name, value in state.items() if name.endswith(".down.weight"))
-        about = {FORMAT: self.kind, "base_model_name_or_path": str(model.config.name_or_path)}
+        about = {
+            FORMAT: self.kind, "base_model_name_or_path": model.name_or_path, "task_type": task_of(model),
+        }  # fmt: skip
         files.write_json(folder / "adapter_config.json", {**about, **self.model_dump(exclude={"kind"}), "size": size})
 
     def restore(self, model: Any, folder: Path) -> None:

@@ -69,11 +69,13 @@ class PTuning(Config):
         """Return a peft model: base frozen in its precision, encoder trainable in fp32."""
         from peft import PromptEncoderConfig, get_peft_model
 
+        from tunesmith.models.scoring import task_of
+
         check_room(model, self.tokens)
         config = PromptEncoderConfig(
             num_virtual_tokens=self.tokens, encoder_reparameterization_type=self.encoder.upper(),
             encoder_hidden_size=self.hidden, encoder_num_layers=self.layers or LAYERS, encoder_dropout=self.dropout,
-            task_type="CAUSAL_LM",
+            task_type=task_of(model),
         )  # fmt: skip
         return get_peft_model(model, config)
 

@@ -64,11 +64,13 @@ class Prefix(Config):
         """
         from peft import PrefixTuningConfig, get_peft_model, initialize_kv_prefix_from_past_key_values
 
+        from tunesmith.models.scoring import task_of
+
         check_room(model, self.tokens)
         drawn = None if self.projection else draw_states(model, self.tokens)
         config = PrefixTuningConfig(
             num_virtual_tokens=self.tokens, prefix_projection=self.projection,
-            encoder_hidden_size=self.hidden or HIDDEN, task_type="CAUSAL_LM",
+            encoder_hidden_size=self.hidden or HIDDEN, task_type=task_of(model),
         )  # fmt: skip
         tuned = get_peft_model(model, config)
         if drawn:

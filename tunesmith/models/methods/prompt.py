@@ -48,6 +48,8 @@ class Prompt(Config):
         """
         from peft import PromptTuningConfig, get_peft_model
 
+        from tunesmith.models.scoring import task_of
+
         check_room(model, self.tokens)
         start: dict[str, Any] = {"prompt_tuning_init": "SAMPLE_VOCAB"}
         if self.text:
@@ -56,7 +58,7 @@ class Prompt(Config):
             start = {
                 "prompt_tuning_init": "TEXT", "prompt_tuning_init_text": self.text, "tokenizer_name_or_path": folder,
             }  # fmt: skip
-        config = PromptTuningConfig(num_virtual_tokens=self.tokens, task_type="CAUSAL_LM", **start)
+        config = PromptTuningConfig(num_virtual_tokens=self.tokens, task_type=task_of(model), **start)
         return get_peft_model(model, config)
 
     def _check_text(self, folder: str) -> None:
