@@ -13,6 +13,7 @@ import torch
 from tunesmith.core.errors import UsageError
 from tunesmith.data.batch import pad_sequences
 from tunesmith.data.dataset import Rows, TokenRow
+from tunesmith.models.pissa import START
 from tunesmith.training.rewards import Drawn, Source
 
 if TYPE_CHECKING:
@@ -124,6 +125,11 @@ def without_adapter(policy: Any) -> Any:
         raise UsageError(
             "objective.kl", "the untrained model is the one with its adapter switched off, and this method has none",
             do="Use method lora, or --objective.kl 0",
+        )  # fmt: skip
+    if hasattr(policy, START):
+        raise UsageError(
+            "method.init", "with pissa a part of the untrained model is in the adapter, which cannot be switched off alone",
+            do="Use --method.init lora, or --objective.kl 0",
         )  # fmt: skip
     return policy.disable_adapter()
 

@@ -65,6 +65,13 @@ def test_what_is_saved_goes_over_the_original_base(saved, tmp_path, init, more):
     assert torch.allclose(logits(merged), logits(model), atol=2e-4)
 
 
+def test_the_untrained_model_is_not_the_one_without_adapter(saved):
+    from tunesmith.training.rollout import without_adapter
+
+    with pytest.raises(UsageError, match="method.init: with pissa a part of the untrained model is in the adapter"):
+        without_adapter(started(Lora(rank=4, init="pissa"), saved()))
+
+
 @pytest.mark.peer
 @pytest.mark.parametrize("rslora", [False, True])
 def test_the_conversion_is_that_of_peft(saved, tmp_path, rslora):
