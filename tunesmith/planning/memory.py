@@ -1,6 +1,6 @@
 """Bytes of a training run by part, before anything is loaded. Knows shapes and methods, neither weights nor data.
 
-A trained parameter costs 16 bytes: fp32 weight 4, gradient 4, Adam's two moments 8. The ZeRO paper (arXiv 1910.02054,
+A trained parameter costs 16 bytes under AdamW: fp32 weight 4, gradient 4, two moments 8 (others: optimizers.py). The ZeRO paper (arXiv 1910.02054,
 section 3.1) has the same 16 for mixed precision with K = 12; here autocast makes the half-precision copies, which are
 counted with the activations because the backward pass holds them. Activations: see activations.py.
 """
@@ -19,6 +19,7 @@ from tunesmith.models.methods import Method
 from tunesmith.models.shape import Shape
 from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes, prefix_bytes
 from tunesmith.planning.advise import advise
+from tunesmith.planning.optimizers import OptimizerKind, state_bytes
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
 """RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
@@ -55,6 +56,7 @@ class Wish:
     """Batches whose gradients are added up; from 2 on gradients live through the forward pass too."""
     checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations; auto only where it does not fit without."""
+    optimizer: OptimizerKind = "adamw"
     limit_bytes: int | None = None
     """Memory the run may take; None means what the machine has free."""
 
@@ -110,7 +112,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     scatter = _scatter(wish, footprint, batch, saved) if device == "cpu" else 0
     return Parts(
         weights_bytes=footprint.weights_bytes(shape, wish.precision), gradients_bytes=gradients,
-        optimizer_bytes=8 * footprint.trained, activations_bytes=activations, logits_bytes=logits,
+        optimizer_bytes=state_bytes(wish.optimizer, shape, footprint), activations_bytes=activations, logits_bytes=logits,
         overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip

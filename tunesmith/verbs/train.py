@@ -177,7 +177,7 @@ def _plan(
         model=config.model, method=config.method, precision=precision, rows=sequences,
         accumulate=config.batch.accumulate, **batch,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes,
+        limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
     )  # fmt: skip
     plan = plan_memory(shape, wish, probe())
     for line in plan_lines(plan):
