@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
+from tunesmith.core.hardware import memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
@@ -177,7 +178,7 @@ def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any]
     if not math.isfinite(numbers["loss"]):
         run.warn(f"step {position.step}: the loss is {numbers['loss']}; lower the learning rate")
     finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1))
+    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1), memory_bytes=memory_bytes())
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import CapacityError, DataError, ModelError
@@ -16,6 +16,7 @@ from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.held_out import EvaluationConfig
+from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
@@ -64,6 +65,9 @@ class TrainConfig(Config):
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
     """Memory."""
+    track: Annotated[tuple[TrackerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """Hand every number on to tensorboard, wandb, swanlab, trackio or mlflow as well: one word or a list. They keep it in
+    the run folder unless their own environment variables send it elsewhere."""
     seed: int = 42
     """Decides held-out rows, order of rows, initial adapters and dropout."""
 
@@ -102,6 +106,7 @@ def run(config: TrainConfig, run: Run) -> Training:
 
     started = time.perf_counter()
     check_optimizer(config.optimizer, probe().device)
+    check_trackers(config.track)
     found, precision = find(config.model), choose_precision(config)
     if found.gguf:
         raise ModelError(
@@ -116,7 +121,8 @@ def run(config: TrainConfig, run: Run) -> Training:
     model = _load(config, found, plan, splits, dataset, run)
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
     job = _job(config, model, splits, dataset, tokenizer, found)
-    outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
+    with tracked(run, config, config.track):
+        outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
 
 
