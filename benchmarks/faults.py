@@ -22,7 +22,7 @@ from typing import Any
 from rehearsal import Rehearsal, outcome, said, warm_up, work_folder
 
 RESULTS = Path(__file__).resolve().parent / "results" / "faults.json"
-WISHES = ("--optimizer.steps", "6", "--save.every-steps", "2", "--save.keep", "1", "--evaluation.every-steps", "3")
+WISHES = ("--optimizer.steps", "4", "--save.every-steps", "2", "--save.keep", "1", "--evaluation.every-steps", "3")
 ALLOWED = {0, 5}
 """Exit codes: all went well, or CapacityError."""
 

@@ -69,8 +69,8 @@ class Rehearsal:
             return pid
         code = 99
         try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             with run.with_name(f"{run.name}.err").open("wb", buffering=0) as said:
-                os.dup2(said.fileno(), 1)
                 os.dup2(said.fileno(), 2)
             before()
             code = cli.main(words)

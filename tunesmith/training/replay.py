@@ -43,10 +43,10 @@ def compare(original: Run, replay: Run) -> Comparison:
 
 
 def _losses(run: Run) -> dict[tuple[int, str], Any]:
-    """(step, step | evaluation) -> loss; of a step that was repeated after a crash the last."""
-    names = {"step": "loss", "evaluation": "held_out_loss"}
+    """(step, step | evaluation) -> loss, or reward where answers are drawn; of a step that was repeated after a crash the last."""
+    names = {"step": ("loss",), "evaluation": ("held_out_loss", "held_out_reward")}
     return {
-        (event["step"], event["event"]): event.get(names[event["event"]])
+        (event["step"], event["event"]): next((event[name] for name in names[event["event"]] if name in event), None)
         for event in run.events()
         if event["event"] in names
     }
