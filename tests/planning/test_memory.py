@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -41,6 +43,16 @@ def test_sixteen_bytes_a_trained_parameter_in_both_precisions():
     for precision in ("fp32", "bf16"):
         parts = predict(SHAPE, replace(WISH, precision=precision))
         assert parts.weights_bytes + parts.gradients_bytes + parts.optimizer_bytes == 16 * P
+
+
+def test_optimizers_keep_what_was_measured():
+    """benchmarks/results/optimizers.json has the bytes of real states on this very shape."""
+    path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "optimizers.json"
+    for kind, found in json.loads(path.read_text(encoding="utf-8"))["optimizers"].items():
+        planned = predict(SHAPE, replace(WISH, optimizer=kind)).optimizer_bytes / P
+        assert planned == pytest.approx(found["bytes_a_parameter"], abs=0.003), kind
+    lora = predict(SHAPE, replace(WISH, method=Lora(rank=8), optimizer="adafactor"))
+    assert lora.optimizer_bytes == pytest.approx(lora.gradients_bytes * (1 / 8 + 1 / 576), abs=1)
 
 
 def test_lora_freezes_the_base():

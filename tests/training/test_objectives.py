@@ -179,7 +179,7 @@ def test_one_training_builds_on_another(train, tmp_path, tiny_model):
 
     train(tmp_path / "reward", objective={"kind": "reward"}, **wishes)
     reward = find(str(tmp_path / "reward"))
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
     first, second = (scores(load_reward_model(reward), batch).item() for _ in range(2))
     assert first == second
     with pytest.raises(ModelError, match="is a reward model"):

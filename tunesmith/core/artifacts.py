@@ -96,6 +96,9 @@ class Training:
     precision: str
     stopped_early: bool
     charts: list[str] = field(default_factory=list)
+    held_out_reward: float | None = None
+    """Mean reward on held-out prompts, where the objective draws answers."""
+    base_held_out_reward: float | None = None
     replay: dict[str, Any] | None = None
     """Of a replay: the run it repeats, whether its losses are the same bit for bit, and where not, from which step on."""
 

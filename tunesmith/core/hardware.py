@@ -57,6 +57,16 @@ def wait_without_spinning() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+def memory_bytes() -> int:
+    """The RAM this process holds now (resident set); a read of a few microseconds on Linux."""
+    pages = _lines("/proc/self/statm")
+    if pages:
+        return int(pages[0].split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import psutil
+
+    return psutil.Process().memory_info().rss
+
+
 def peak_memory_bytes() -> int:
     """The most RAM this process has held (resident set) since the last `reset_peak_memory`."""
     for line in _lines("/proc/self/status"):

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,8 @@ class Run:
         """The run folder whose run this one repeats."""
         self.unproven: TunesmithError | None = None
         """What the verb made but could not prove; raised once result.json is written."""
+        self.listeners: list[Callable[[dict[str, Any]], None]] = []
+        """Called with every event once it is written."""
         self._created = False
 
     @classmethod
@@ -128,12 +130,14 @@ class Run:
 
     def event(self, kind: str, **facts: Any) -> None:
         """Append one line to events.jsonl."""
-        line = files.to_json({"time": round(time.time(), 3), "event": kind, **facts}, indent=None)
+        entry = {"time": round(time.time(), 3), "event": kind, **facts}
         try:
             with (self.folder / EVENTS).open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
+                file.write(files.to_json(entry, indent=None) + "\n")
         except OSError as error:
             raise files.as_capacity(error, self.folder / EVENTS) from None
+        for listener in self.listeners:
+            listener(entry)
 
     def _end_torn_line(self) -> None:
         """What a crash or a full disk has torn ends here, so that the next event is a line of its own."""

@@ -14,7 +14,8 @@ from tunesmith.core.examples import IGNORED
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.data.dataset import Rows
+    from tunesmith.data.dataset import Rows, TokenRow
+    from tunesmith.data.render import Rendered
 
 
 class BatchConfig(Config):
@@ -65,11 +66,20 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
     Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding. B rows of two
     sequences make 2 B lines: all first ones, then all second ones. What rows carry beside tokens is (B,) or (2 B,).
     """
-    import torch
-
     chosen = [
         sequence for place in zip(*(rows.sequences(number) for number in numbers), strict=True) for sequence in place
     ]
+    import torch
+
+    extras = {name: torch.from_numpy(values[list(numbers)]) for name, values in rows.extras.items()}
+    beside = {name: values.T.reshape(-1) if values.ndim > 1 else values for name, values in extras.items()}
+    return {**pad_sequences(chosen, pad_token), **beside}
+
+
+def pad_sequences(chosen: Sequence[TokenRow | Rendered], pad_token: int) -> dict[str, torch.Tensor]:
+    """The lines of a batch: input_ids, attention_mask, labels, each (B, T)."""
+    import torch
+
     ids = torch.full((len(chosen), width_of(len(row.ids) for row in chosen)), pad_token, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     labels = torch.full_like(ids, IGNORED)
@@ -80,6 +90,4 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
         trained = torch.tensor(row.trained)
         labels[place, :length][trained] = ids[place, :length][trained]
     labels[:, 0] = IGNORED  # nothing stands before the first token to predict it from
-    extras = {name: torch.from_numpy(values[list(numbers)]) for name, values in rows.extras.items()}
-    beside = {name: values.T.reshape(-1) if values.ndim > 1 else values for name, values in extras.items()}
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels, **beside}
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}

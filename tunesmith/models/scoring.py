@@ -1,10 +1,11 @@
-"""Reward models: a decoder whose head gives one number for an answer, read at its last token."""
+"""Reward models: a decoder whose head gives one number for an answer, read at the token that ends it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tunesmith.core.examples import IGNORED
 from tunesmith.models.load import PRECISIONS, Found, load_model
 from tunesmith.models.virtual import leading_logits
 
@@ -35,10 +36,10 @@ def task_of(model: Any) -> str:
 
 
 def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The score of every line of a batch (input_ids, attention_mask, each (B, T), padded on the right): (B,) fp32.
+    """The score of every line of a batch (input_ids, attention_mask, labels, each (B, T)): (B,) fp32.
 
-    Read at the last token that is no padding. transformers would look for the pad token, which is the end token in many
-    models.
+    Read at the last trained token, which ends the answer. transformers would look for the last token that is no padding,
+    and the pad token is the end token in many models.
     """
     import torch
 
@@ -48,5 +49,6 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     finally:
         handle.remove()
-    last = leading_logits(model) + batch["attention_mask"].sum(dim=1) - 1
+    trained = batch["labels"] != IGNORED
+    last = leading_logits(model) + trained.shape[1] - 1 - trained.flip(1).int().argmax(dim=1)
     return seen[0][torch.arange(len(last), device=last.device), last, 0].float()

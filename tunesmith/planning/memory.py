@@ -1,6 +1,6 @@
 """Bytes of a training run by part, before anything is loaded. Knows shapes and methods, neither weights nor data.
 
-A trained parameter costs 16 bytes: fp32 weight 4, gradient 4, Adam's two moments 8. The ZeRO paper (arXiv 1910.02054,
+A trained parameter costs 16 bytes under AdamW: fp32 weight 4, gradient 4, two moments 8 (others: optimizers.py). The ZeRO paper (arXiv 1910.02054,
 section 3.1) has the same 16 for mixed precision with K = 12; here autocast makes the half-precision copies, which are
 counted with the activations because the backward pass holds them. Activations: see activations.py.
 """
@@ -19,17 +19,19 @@ from tunesmith.models.methods import Method
 from tunesmith.models.shape import Shape
 from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes, prefix_bytes
 from tunesmith.planning.advise import advise
+from tunesmith.planning.optimizers import OptimizerKind, state_bytes
 
 LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
 """RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
 context and the allocator's slack, not measured."""
 SCATTER = {
     "outputs fp32": 3.1, "outputs bf16": 2.6, "outputs fp32 again": 1.75, "outputs bf16 again": 1.4,
+    "quantized fp32": 4.9, "quantized bf16": 2.6, "quantized fp32 again": 3.4, "quantized bf16 again": 1.7,
     "layers": 0.15, "gradients": 1.0, "gradients again": 0.5,
 }  # fmt: skip
 """What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
-later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed; trained
-weights: of what their layers save and of their gradients."""
+later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed, more where
+every product unpacks its weights first; trained weights: of what their layers save and of their gradients."""
 LOSS_BYTES = 12
 """A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
 CHUNK_BYTES = 12
@@ -55,6 +57,7 @@ class Wish:
     """Batches whose gradients are added up; from 2 on gradients live through the forward pass too."""
     checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations; auto only where it does not fit without."""
+    optimizer: OptimizerKind = "adamw"
     limit_bytes: int | None = None
     """Memory the run may take; None means what the machine has free."""
 
@@ -110,7 +113,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     scatter = _scatter(wish, footprint, batch, saved) if device == "cpu" else 0
     return Parts(
         weights_bytes=footprint.weights_bytes(shape, wish.precision), gradients_bytes=gradients,
-        optimizer_bytes=8 * footprint.trained, activations_bytes=activations, logits_bytes=logits,
+        optimizer_bytes=state_bytes(wish.optimizer, shape, footprint), activations_bytes=activations, logits_bytes=logits,
         overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip
@@ -135,7 +138,8 @@ def _scatter(wish: Wish, footprint: Footprint, batch: Batch, saved_bytes: int) -
     """Bytes of the heap between what lives; `saved_bytes` is what all layers save, recomputed or not."""
     again = " again" if wish.checkpointing is True else ""
     outputs = sum(linear.outputs for linear in footprint.adapted) * (2 if wish.precision == "bf16" else 4)
-    adapters = SCATTER[f"outputs {wish.precision}{again}"] * outputs * batch.computed
+    kind = "quantized" if footprint.quantized else "outputs"
+    adapters = SCATTER[f"{kind} {wish.precision}{again}"] * outputs * batch.computed
     layers = SCATTER["layers"] * saved_bytes if footprint.trained_linears else 0
     return round(adapters + layers + SCATTER[f"gradients{again}"] * 4 * footprint.masters)
 

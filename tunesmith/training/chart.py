@@ -1,36 +1,80 @@
-"""The loss curve of a run, drawn from its events."""
+"""The curves of a run, drawn from its events."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tunesmith.core.run import Run
 
+UNITS = {
+    "learning_rate": "learning rate", "gradient_norm": "gradient norm", "tokens_per_second": "tokens / s",
+    "memory_bytes": "memory, GiB",
+}  # fmt: skip
+"""What every step has, in words; any further number of a step (reward, accuracy, margin, KL) gets a panel under its name."""
+NO_CURVE = {"time", "event", "step", "loss", "count", "labels", "tokens", "best", "held_out_loss"}
+COLUMNS = 4
+
 
 def draw_losses(run: Run) -> list[str]:
-    """Write loss.png and loss.svg into the run folder: training loss, its mean, held-out loss. Returns the names."""
+    """Write loss.png and loss.svg into the run folder: losses, and small panels of all else. Returns the names."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     events = list(run.events())
-    steps = {event["step"]: event["loss"] for event in events if event["event"] == "step" and event["loss"] is not None}
-    held = {event["step"]: event["held_out_loss"] for event in events if event["event"] == "evaluation"}
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    axes.plot(list(steps), list(steps.values()), color="#9db4d0", linewidth=1, label="training loss, each step")
-    axes.plot(list(steps), _smooth(list(steps.values())), color="#1f5fa8", linewidth=2, label="training loss, smoothed")
-    if held:
-        axes.plot(list(held), list(held.values()), "o-", color="#c8541b", linewidth=2, label="held-out loss")
-    axes.set(xlabel="optimizer step", ylabel="loss (nats per trained token)", title=run.folder.name)
-    axes.grid(alpha=0.3)
-    axes.legend()
+    steps = {event["step"]: event for event in events if event["event"] == "step"}
+    held = {event["step"]: event for event in events if event["event"] == "evaluation"}
+    panels = _panels(steps, held)
+    below = -(-len(panels) // COLUMNS)
+    figure = plt.figure(figsize=(10, 4.5 + 1.9 * below), layout="constrained")
+    grid = figure.add_gridspec(1 + below, COLUMNS, height_ratios=[4.5, *[1.9] * below])
+    _draw_losses(figure.add_subplot(grid[0, :]), steps, held, run.folder.name)
+    for number, (name, curves) in enumerate(panels.items()):
+        axes = figure.add_subplot(grid[1 + number // COLUMNS, number % COLUMNS])
+        for label, color, curve in curves:
+            axes.plot(*_values(curve, name), color=color, linewidth=1, label=label)
+        axes.set_title(UNITS.get(name, name.replace("_", " ")), fontsize=9)
+        axes.tick_params(labelsize=7)
+        axes.grid(alpha=0.3)
+        if len(curves) > 1:
+            axes.legend(fontsize=7)
     names = ["loss.png", "loss.svg"]
     for name in names:
         figure.savefig(run.folder / name, dpi=120)
     plt.close(figure)
     return names
+
+
+def _panels(steps: dict[int, Any], held: dict[int, Any]) -> dict[str, list[tuple[str, str, dict[int, float]]]]:
+    """name -> curves (label, colour, step -> value); held-out numbers stand beside the training ones of that name."""
+    found: dict[str, list[tuple[str, str, dict[int, float]]]] = {}
+    for label, color, events in (("training", "#1f5fa8", steps), ("held-out", "#c8541b", held)):
+        names = dict.fromkeys(name for event in events.values() for name in event if name not in NO_CURVE)
+        for name in names:
+            curve = {step: event[name] for step, event in events.items() if isinstance(event.get(name), int | float)}
+            if curve:
+                found.setdefault(name.removeprefix("held_out_"), []).append((label, color, curve))
+    return found
+
+
+def _values(curve: dict[int, float], name: str) -> tuple[list[int], list[float]]:
+    scale = 2**30 if name == "memory_bytes" else 1
+    return list(curve), [value / scale for value in curve.values()]
+
+
+def _draw_losses(axes: Any, steps: dict[int, Any], held: dict[int, Any], title: str) -> None:
+    losses = {step: event["loss"] for step, event in steps.items() if event["loss"] is not None}
+    axes.plot(list(losses), list(losses.values()), color="#9db4d0", linewidth=1, label="training loss, each step")
+    smooth = _smooth(list(losses.values()))
+    axes.plot(list(losses), smooth, color="#1f5fa8", linewidth=2, label="training loss, smoothed")
+    if held:
+        judged = [event["held_out_loss"] for event in held.values()]
+        axes.plot(list(held), judged, "o-", color="#c8541b", linewidth=2, label="held-out loss")
+    axes.set(xlabel="optimizer step", ylabel="loss", title=title)
+    axes.grid(alpha=0.3)
+    axes.legend()
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

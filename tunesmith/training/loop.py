@@ -16,6 +16,7 @@ from accelerate.state import AcceleratorState
 
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
+from tunesmith.core.hardware import memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
@@ -24,6 +25,7 @@ from tunesmith.training.checkpoint import Position, SaveConfig
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
 from tunesmith.training.objectives import Objective
 from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
+from tunesmith.training.rollout import Rollout
 from tunesmith.training.stop import Stop
 
 
@@ -48,6 +50,8 @@ class Job:
     """The method's: name of a parameter -> its learning rate as a multiple of the schedule's."""
     write_weights: Callable[[Any, Path], None]
     read_weights: Callable[[Any, Path], None]
+    rollout: Rollout | None = None
+    """How answers are drawn, for objectives that learn from their own."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest of a checkpoint says about its origin."""
 
@@ -96,8 +100,9 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             if _enough(job, position):
                 break
             started = time.perf_counter()
+            updates, seen = _updates(job, accelerator.unwrap_model(model), step, batches)
             rate = learning_rate(job.optimizer, step, steps)
-            numbers = _one_step(job, model, accelerator, stepper, batches, rate)
+            numbers = _one_step(job, model, accelerator, stepper, updates, rate) | seen
             seconds += time.perf_counter() - started
             tokens += numbers["tokens"]
             position = replace(position, step=step + 1)
@@ -124,39 +129,56 @@ def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[in
                 yield step, batches
 
 
-def _one_step(
-    job: Job, model: Any, accelerator: Accelerator, optimizer: Any, batches: list[list[int]], rate: float
-) -> dict[str, Any]:
-    """Forward and backward over the batches of one step, then move the weights.
+Tensors = dict[str, torch.Tensor]
 
-    The loss is the mean over all that the objective counts in the step (labelled tokens, pairs), however it is spread
-    over batches, so that accumulation gives the gradient of the one large batch.
+
+def _updates(job: Job, model: Any, step: int, batches: list[list[int]]) -> tuple[list[list[Tensors]], dict[str, float]]:
+    """The batches of each update of a step, and what was seen while they were made."""
+    if job.rollout:
+        return job.rollout.collect(model, [number for numbers in batches for number in numbers], step)
+    return [[collate(job.rows, numbers, job.pad_token) for numbers in batches]], {}
+
+
+def _one_step(
+    job: Job, model: Any, accelerator: Accelerator, optimizer: Any, updates: list[list[Tensors]], rate: float
+) -> dict[str, Any]:
+    """All updates of a step at one learning rate; their numbers are means."""
+    set_rate(optimizer, rate)
+    each = [_update(job, model, accelerator, optimizer, batches) for batches in updates]
+    means = {name: sum(numbers[name] for numbers in each) / len(each) for name in each[0]}
+    ready = updates[0]
+    return {
+        **means, "learning_rate": rate, "count": sum(job.objective.count(batch) for batch in ready),
+        "labels": sum(int((batch["labels"] != IGNORED).sum()) for batch in ready),
+        "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready),
+    }  # fmt: skip
+
+
+def _update(job: Job, model: Any, accelerator: Accelerator, optimizer: Any, batches: list[Tensors]) -> dict[str, float]:
+    """Forward and backward over the batches, then move the weights.
+
+    The loss is the mean over all that the objective counts in them (labelled tokens, pairs), however it is spread over
+    batches, so that accumulation gives the gradient of the one large batch.
     """
-    ready = [collate(job.rows, numbers, job.pad_token) for numbers in batches]
-    count = sum(job.objective.count(batch) for batch in ready)
+    count = sum(job.objective.count(batch) for batch in batches)
     total, metrics = 0.0, Counter[str]()
-    for batch in ready:
+    for batch in batches:
         loss, seen = job.objective.loss(model, {name: value.to(accelerator.device) for name, value in batch.items()})
         accelerator.backward(loss / count)
         total += loss.item() / count
         metrics.update({name: value / count for name, value in seen.items()})
     limit = job.optimizer.max_gradient_norm
     norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
-    set_rate(optimizer, rate)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {
-        "loss": total, "learning_rate": rate, "gradient_norm": math.nan if norm is None else float(norm), "count": count,
-        "labels": sum(int((batch["labels"] != IGNORED).sum()) for batch in ready),
-        "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready), **metrics,
-    }  # fmt: skip
+    return {"loss": total, "gradient_norm": math.nan if norm is None else float(norm), **metrics}
 
 
 def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
     if not math.isfinite(numbers["loss"]):
         run.warn(f"step {position.step}: the loss is {numbers['loss']}; lower the learning rate")
     finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1))
+    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1), memory_bytes=memory_bytes())
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
@@ -166,6 +188,8 @@ def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Calla
 
     def score() -> dict[str, float]:
         with stop.at_once():
+            if job.rollout:
+                return job.rollout.score(accelerator.unwrap_model(model))
             return held_out_scores(
                 job.objective, model, job.held_out,
                 rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
@@ -176,15 +200,18 @@ def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Calla
 
 def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *, resumed: bool) -> float | None:
     """The held-out loss before the first step; a resumed run has it in its events."""
-    known = (
-        [e["held_out_loss"] for e in run.events() if e["event"] == "evaluation" and e["step"] == 0] if resumed else []
-    )
+    known = [_decisive(e) for e in run.events() if e["event"] == "evaluation" and e["step"] == 0] if resumed else []
     if score is None or known:
         return known[0] if known else None
     scores = score()
     run.event("evaluation", step=0, **scores)
     run.say(f"before training: {_in_words(scores)}")
-    return scores["held_out_loss"]
+    return _decisive(scores)
+
+
+def _decisive(scores: dict[str, Any]) -> float:
+    """The number by which evaluations are compared, the lower the better: the loss, or the reward turned round."""
+    return -scores["held_out_reward"] if "held_out_reward" in scores else scores["held_out_loss"]
 
 
 def _evaluate(
@@ -207,7 +234,7 @@ def _enough(job: Job, position: Position) -> bool:
 
 
 def _judge(position: Position, scores: dict[str, float], run: Run) -> Position:
-    loss = scores["held_out_loss"]
+    loss = _decisive(scores)
     position = replace(position, judged_step=position.step, held_out_loss=loss)
     better = position.best_loss is None or loss < position.best_loss
     run.event("evaluation", step=position.step, **scores, best=better)

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import MissingExtra, UsageError
+from tunesmith.planning.optimizers import OptimizerKind
 
 if TYPE_CHECKING:
     import torch
@@ -24,9 +25,9 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class OptimizerConfig(Config):
     """The rule by which weights move, and how long it runs. Bytes count what stays in memory for one trained parameter."""
 
-    kind: Literal["adamw", "adamw_8bit", "paged_adamw_8bit", "adafactor", "muon"] = "adamw"
-    """adamw (arXiv 1711.05101): 8 bytes, the fused kernel, the fastest. adamw_8bit (arXiv 2110.02861): 2 bytes, slower
-    on CPU; needs the extra qlora. paged_adamw_8bit: the same, moved to CPU memory while a GPU has none left; needs a GPU.
+    kind: OptimizerKind = "adamw"
+    """adamw (arXiv 1711.05101): 8 bytes, the fused kernel, the fastest. adamw_8bit (arXiv 2110.02861): 2 bytes; a very
+    slow step on CPU; needs the extra qlora. paged_adamw_8bit: the same, moved to CPU memory while a GPU has none left; needs a GPU.
     adafactor (arXiv 1804.04235, without momentum, the rate as given): next to nothing, since rows and columns stand for a
     matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
     matrices and a step that takes several products of each."""

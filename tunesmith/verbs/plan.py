@@ -12,6 +12,7 @@ from tunesmith.core.config import Config
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
+from tunesmith.planning.optimizers import OptimizerKind
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import MemoryPlan
@@ -35,6 +36,13 @@ class LimitConfig(Config):
     """Memory the run may take; null means what is free now."""
 
 
+class RuleConfig(Config):
+    """What of the optimizer takes memory."""
+
+    kind: OptimizerKind = "adamw"
+    """The rule by which weights move."""
+
+
 class PlanConfig(Config):
     """A training run to be planned; options as in train."""
 
@@ -48,6 +56,8 @@ class PlanConfig(Config):
     """How weights may change."""
     batch: BatchConfig = BatchConfig()
     """Rows a step, in each process."""
+    optimizer: RuleConfig = RuleConfig()
+    """Optimizer."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic: auto takes bf16 where the processor has it."""
     memory: LimitConfig = LimitConfig()
@@ -142,7 +152,8 @@ def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | Non
     return Wish(
         model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
         rows=rows_at_once, accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
-        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing], **batch,
+        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
+        optimizer=config.optimizer.kind, **batch,
     )  # fmt: skip
 
 

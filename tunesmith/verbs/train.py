@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import CapacityError, DataError, ModelError
@@ -16,7 +16,8 @@ from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.held_out import EvaluationConfig
-from tunesmith.training.objectives import Objective, Sft
+from tunesmith.training.monitor import TrackerName, check_trackers, tracked
+from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
 if TYPE_CHECKING:
@@ -64,6 +65,9 @@ class TrainConfig(Config):
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
     """Memory."""
+    track: Annotated[tuple[TrackerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
+    """Hand every number on to tensorboard, wandb, swanlab, trackio or mlflow as well: one word or a list. They keep it in
+    the run folder unless their own environment variables send it elsewhere."""
     seed: int = 42
     """Decides held-out rows, order of rows, initial adapters and dropout."""
 
@@ -102,6 +106,7 @@ def run(config: TrainConfig, run: Run) -> Training:
 
     started = time.perf_counter()
     check_optimizer(config.optimizer, probe().device)
+    check_trackers(config.track)
     found, precision = find(config.model), choose_precision(config)
     if found.gguf:
         raise ModelError(
@@ -116,7 +121,8 @@ def run(config: TrainConfig, run: Run) -> Training:
     model = _load(config, found, plan, splits, dataset, run)
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
     job = _job(config, model, splits, dataset, tokenizer, found)
-    outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
+    with tracked(run, config, config.track):
+        outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
 
 
@@ -146,10 +152,10 @@ def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
 
 def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
     """Raise DataError where the objective takes rows of another kind."""
-    if dataset.kind != config.objective.ROWS:
+    if dataset.kind not in config.objective.ROWS:
         raise DataError(
             ", ".join(config.dataset.path),
-            f"objective {config.objective.kind} takes {config.objective.ROWS} rows, these are {dataset.kind} rows "
+            f"objective {config.objective.kind} takes {' or '.join(config.objective.ROWS)} rows, these are {dataset.kind} rows "
             f"({dataset.format})", do="Choose another --objective.kind or --dataset.format",
         )  # fmt: skip
     return dataset
@@ -168,11 +174,16 @@ def _plan(
     from tunesmith.verbs.plan import largest_batch
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
+    batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
+    sequences = config.batch.rows * rows.each
+    if isinstance(config.objective, Ppo | Grpo):
+        sequences, tokens = config.batch.rows, config.objective.answer_tokens
+        batch = {**batch, "tokens": max(rows.lengths) + tokens, "labelled": sequences * tokens}
     wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=config.batch.rows * rows.each,
-        accumulate=config.batch.accumulate, **largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape))),
+        model=config.model, method=config.method, precision=precision, rows=sequences,
+        accumulate=config.batch.accumulate, **batch,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes,
+        limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
     )  # fmt: skip
     plan = plan_memory(shape, wish, probe())
     for line in plan_lines(plan):
@@ -211,6 +222,10 @@ def _load(
     model = config.method.put(model)
     if plan.checkpointing:
         recompute_activations(model)
+    if isinstance(config.objective, Ppo):
+        from tunesmith.models.critic import ActorCritic
+
+        return ActorCritic(model, config.objective.kl)
     return model
 
 
@@ -220,17 +235,51 @@ def _job(
     from tunesmith.models.load import identity
     from tunesmith.training.loop import Job
 
+    has_critic = isinstance(config.objective, Ppo)
+
     def write_weights(trained: Any, folder: Path) -> None:
-        config.method.save(trained, folder)
+        config.method.save(trained.policy if has_critic else trained, folder)
         tokenizer.save_pretrained(folder)
+        if has_critic:
+            trained.save(folder)
+
+    def read_weights(trained: Any, folder: Path) -> None:
+        config.method.restore(trained.policy if has_critic else trained, folder)
+        if has_critic:
+            trained.restore(folder)
 
     base = {"model": config.model, "weights_sha256": identity(found)}
     return Job(
         model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
         rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation,
         save=config.save, precision=choose_precision(config), seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
-        rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=config.method.restore,
+        rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
+        rollout=_rollout(config, model, splits, dataset, tokenizer),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
+    )  # fmt: skip
+
+
+def _rollout(config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any) -> Any:
+    """How answers are drawn and scored, for objectives that learn from their own."""
+    if not isinstance(config.objective, Ppo | Grpo):
+        return None
+    from tunesmith.core.files import read_jsonl
+    from tunesmith.engines.transformers import end_token_ids
+    from tunesmith.training.rewards import open_rewards
+    from tunesmith.training.rollout import Rollout, without_adapter
+
+    policy, precision = getattr(model, "policy", model), choose_precision(config)
+    if config.objective.kl:
+        with without_adapter(policy):  # refuses before the long work
+            pass
+    return Rollout(
+        objective=config.objective, reward=open_rewards(config.objective.reward, tokenizer, precision),
+        prompts={
+            split: (rows, [row for _, row in read_jsonl(dataset.dataset / f"{split}.jsonl")])
+            for split, rows in splits.items()
+        },
+        end_ids=end_token_ids(policy, tokenizer), pad_token=tokenizer.pad_token_id or 0,
+        rows_at_once=config.batch.rows, seed=config.seed, precision=precision,
     )  # fmt: skip
 
 
@@ -249,9 +298,13 @@ def _finish(
     position, keep_best = outcome.position, config.evaluation.keep_best
     best = position.best_step if keep_best and position.best_step else position.step
     loss = position.best_loss if keep_best and position.best_loss is not None else outcome.held_out_loss
+    scores = {"held_out_loss": loss, "base_held_out_loss": outcome.base_loss}
+    if isinstance(config.objective, Ppo | Grpo):
+        turned = {name.replace("loss", "reward"): None if value is None else -value for name, value in scores.items()}
+        scores = {**dict.fromkeys(scores), **turned}
     made = Training(
-        checkpoint=folder_of(run.folder, best), steps=position.step, held_out_loss=loss,
-        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None, base_held_out_loss=outcome.base_loss,
+        checkpoint=folder_of(run.folder, best), steps=position.step, **scores,
+        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None,
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,

@@ -35,7 +35,7 @@ class Dpo(Config):
     sft_weight: Annotated[float, Field(ge=0)] = 0.0
     """Adds the better answer's mean loss per token times this (RPO, arXiv 2404.19733), which keeps it likely."""
 
-    ROWS: ClassVar[Kind] = "preference"
+    ROWS: ClassVar[tuple[Kind, ...]] = ("preference",)
     NATS_A_TOKEN: ClassVar[bool] = False
 
     @model_validator(mode="after")

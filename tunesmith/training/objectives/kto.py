@@ -25,7 +25,7 @@ class Kto(Config):
     bad_weight: Annotated[float, Field(gt=0)] = 1.0
     """Weight of bad answers."""
 
-    ROWS: ClassVar[Kind] = "feedback"
+    ROWS: ClassVar[tuple[Kind, ...]] = ("feedback",)
     NATS_A_TOKEN: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = True
 

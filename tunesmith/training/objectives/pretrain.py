@@ -18,7 +18,7 @@ class Pretrain(Config):
     kind: Literal["pretrain"] = "pretrain"
     """Continued pre-training on plain text."""
 
-    ROWS: ClassVar[Kind] = "text"
+    ROWS: ClassVar[tuple[Kind, ...]] = ("text",)
     NATS_A_TOKEN: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = False
     count = Sft.count

@@ -22,7 +22,7 @@ class Reward(Config):
     """Weight of the squared sum of a pair's scores, which keeps scores around zero (arXiv 2312.09244); TRL's
     documentation takes 0.01."""
 
-    ROWS: ClassVar[Kind] = "preference"
+    ROWS: ClassVar[tuple[Kind, ...]] = ("preference",)
     NATS_A_TOKEN: ClassVar[bool] = False
     uses_reference: ClassVar[bool] = False
 

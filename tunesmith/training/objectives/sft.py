@@ -25,7 +25,7 @@ class Sft(Config):
     """NEFTune (arXiv 2310.05914): uniform noise of at most alpha / sqrt(tokens of the row * width) on the embeddings while
     training; 5 to 15 in the paper. A beginning that rows share is then computed for each row."""
 
-    ROWS: ClassVar[Kind] = "conversation"
+    ROWS: ClassVar[tuple[Kind, ...]] = ("conversation",)
     NATS_A_TOKEN: ClassVar[bool] = True
     uses_reference: ClassVar[bool] = False
 
