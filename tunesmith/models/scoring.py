@@ -50,5 +50,6 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     finally:
         handle.remove()
     trained = batch["labels"] != IGNORED
-    last = leading_logits(model) + trained.shape[1] - 1 - trained.flip(1).int().argmax(dim=1)
+    last = trained.shape[1] - 1 - trained.flip(1).int().argmax(dim=1)
+    last = last + leading_logits(model)
     return seen[0][torch.arange(len(last), device=last.device), last, 0].float()

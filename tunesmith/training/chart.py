@@ -69,9 +69,9 @@ def _draw_losses(axes: Any, steps: dict[int, Any], held: dict[int, Any], title: 
     axes.plot(list(losses), list(losses.values()), color="#9db4d0", linewidth=1, label="training loss, each step")
     smooth = _smooth(list(losses.values()))
     axes.plot(list(losses), smooth, color="#1f5fa8", linewidth=2, label="training loss, smoothed")
-    if held:
-        judged = [event["held_out_loss"] for event in held.values()]
-        axes.plot(list(held), judged, "o-", color="#c8541b", linewidth=2, label="held-out loss")
+    judged = {step: event["held_out_loss"] for step, event in held.items() if "held_out_loss" in event}
+    if judged:
+        axes.plot(list(judged), list(judged.values()), "o-", color="#c8541b", linewidth=2, label="held-out loss")
     axes.set(xlabel="optimizer step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
