@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from tunesmith.data.dataset import Rows, TokenRow
+    from tunesmith.data.render import Rendered
 
 
 class BatchConfig(Config):
@@ -75,7 +76,7 @@ def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, tor
     return {**pad_sequences(chosen, pad_token), **beside}
 
 
-def pad_sequences(chosen: Sequence[TokenRow], pad_token: int) -> dict[str, torch.Tensor]:
+def pad_sequences(chosen: Sequence[TokenRow | Rendered], pad_token: int) -> dict[str, torch.Tensor]:
     """The lines of a batch: input_ids, attention_mask, labels, each (B, T)."""
     import torch
 

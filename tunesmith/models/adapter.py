@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ class Adapter(torch.nn.Module):
 
     def __init__(self, width: int, size: int, activation: str) -> None:
         super().__init__()
+        self.is_off = False
         self.activation = ACTIVATIONS[activation]
         self.down = torch.nn.Linear(width, size)
         self.up = torch.nn.Linear(size, width)
@@ -33,6 +35,8 @@ class Adapter(torch.nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(B, T, D) -> (B, T, D), computed in the adapter's own precision, or autocast's, beside a frozen bf16 base."""
+        if self.is_off:
+            return states
         change = self.up(self.activation(self.down(states.to(self.down.weight.dtype))))
         return states + change.to(states.dtype)
 
@@ -70,6 +74,23 @@ def _pass_on(place: Any, _: Any, output: Any) -> Any:
     if isinstance(output, tuple):  # attention gives its weights too
         return (place.bottleneck(output[0]), *output[1:])
     return place.bottleneck(output)
+
+
+def adapters_of(model: Any) -> list[Adapter]:
+    """All adapters that hang in a model."""
+    return [module for module in model.modules() if isinstance(module, Adapter)]
+
+
+@contextmanager
+def switched_off(adapters: Sequence[Adapter]) -> Iterator[None]:
+    """While it lasts the model is the untrained one."""
+    for adapter in adapters:
+        adapter.is_off = True
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.is_off = False
 
 
 def adapter_state(model: Any) -> dict[str, torch.Tensor]:

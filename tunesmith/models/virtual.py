@@ -26,9 +26,11 @@ ENCODER = "encoder.safetensors"
 
 
 def virtual_tokens(model: Any) -> int:
-    """How many virtual tokens stand before a conversation; 0 for a model without."""
+    """How many virtual tokens stand before a conversation; 0 for a model without, or while they are switched off."""
     config = getattr(model, "active_peft_config", None)
-    return config.num_virtual_tokens if config is not None and config.is_prompt_learning else 0
+    if config is None or not config.is_prompt_learning or model._adapters_disabled:
+        return 0
+    return config.num_virtual_tokens
 
 
 def check_room(model: Any, tokens: int) -> None:

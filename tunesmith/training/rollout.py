@@ -121,6 +121,10 @@ def without_adapter(policy: Any) -> Any:
 
     Raises UsageError for a method whose untrained model is gone.
     """
+    from tunesmith.models.adapter import adapters_of, switched_off
+
+    if bottlenecks := adapters_of(policy):
+        return switched_off(bottlenecks)
     if not hasattr(policy, "disable_adapter"):
         raise UsageError(
             "objective.kl", "the untrained model is the one with its adapter switched off, and this method has none",

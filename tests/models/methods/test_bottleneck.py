@@ -12,7 +12,7 @@ import torch
 from tests.models.test_head import random_model, same, some_rows
 from tunesmith.core import files
 from tunesmith.core.errors import ModelError, UsageError
-from tunesmith.models.adapter import Adapter
+from tunesmith.models.adapter import Adapter, adapters_of, switched_off
 from tunesmith.models.head import label_losses
 from tunesmith.models.joined import FAMILIES, may_join
 from tunesmith.models.load import find, load_model
@@ -53,6 +53,16 @@ def test_every_family_starts_as_it_was_and_its_losses_are_those_of_the_whole(fam
     stir(model)
     assert not torch.allclose(logits(model), before, atol=1e-3)
     same(model, some_rows())
+
+
+def test_switched_off_the_model_is_the_untrained_one():
+    plain = random_model("llama").eval()
+    before = logits(plain)
+    model = Bottleneck(after="both").put(plain)
+    stir(model)
+    with switched_off(adapters_of(model)):
+        assert torch.equal(logits(model), before)
+    assert not torch.allclose(logits(model), before, atol=1e-3)
 
 
 def test_a_batch_still_goes_through_as_one_sequence():

@@ -64,6 +64,21 @@ def test_a_reward_model_keeps_its_head(train, tmp_path, method):  # noqa: F811
     assert not any(torch.equal(plain, p) for name, p in twice[0].named_parameters() if ".score." in f".{name}")
 
 
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_reinforcement_is_held_to_the_untrained_model(train, tmp_path, method, kind):  # noqa: F811
+    code = tmp_path / "reward.py"
+    code.write_text("def score(prompt, answer, row):\n    return sum(it.isalpha() for it in answer) / 8\n")
+    objective = {"kind": kind, "reward": f"{code}:score", "answer_tokens": 6, "kl": 0.1}
+    train(
+        tmp_path / "run", method=method, objective=objective, optimizer__steps=3, optimizer__schedule="constant",
+        evaluation__share=0.1, batch__rows=4,
+    )  # fmt: skip
+    steps = list(loss_series(Run("train", tmp_path / "run")).values())
+    assert (steps[0]["kl"] == 0) == (method["kind"] == "bottleneck"), "virtual tokens change the model from the start"
+    assert steps[-1]["kl"] != 0
+
+
 def test_smoothing_is_that_of_the_padded_batch():
     for method in (Prompt(tokens=9), Prefix(tokens=5), Bottleneck()):
         torch.manual_seed(0)

@@ -69,6 +69,18 @@ def test_losses_and_gradients_are_those_of_peft(method, family, rows):
         assert torch.allclose(gradient, theirs[name], atol=2e-5 * float(theirs[name].abs().max())), name
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_switched_off_the_model_is_the_untrained_one(method, family):
+    model, batch = model_of(method, family).eval(), some_rows()
+    with torch.no_grad():
+        with model.disable_adapter():
+            off = label_losses(model, batch)
+            assert (virtual_tokens(model), opened(model).tokens) == (0, 0)
+        assert torch.equal(off, label_losses(model.get_base_model(), batch))
+        assert not torch.allclose(label_losses(model, batch), off, atol=1e-4)
+
+
 def test_virtual_embeddings_go_through_the_model_once_and_a_prefix_not_at_all():
     seen: list[tuple[int, int]] = []
     for method in (Prompt(tokens=9), Prefix(tokens=9)):
