@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from tunesmith.core import hardware
 from tunesmith.core.errors import DataError
 from tunesmith.core.examples import IGNORED, Conversation
-from tunesmith.data.batch import collate
+from tunesmith.data.batch import pad_sequences
 from tunesmith.data.render import Rendered, render
 from tunesmith.models.head import label_losses
 from tunesmith.models.load import PRECISIONS, Found, load_model, load_tokenizer
@@ -40,7 +40,9 @@ def reference_losses(
     losses = [(0.0, 0)] * len(rows)
     with torch.inference_mode():
         for numbers in _batches([len(row.ids) for row in rendered]):
-            padded = collate(cast(Any, rendered), numbers, cast(int, tokenizer.pad_token_id or 0))
+            padded = pad_sequences(
+                [cast(Any, rendered[number]) for number in numbers], cast(int, tokenizer.pad_token_id or 0)
+            )
             batch = {name: tensor.to(device) for name, tensor in padded.items()}
             sums = label_losses(model, batch).double().sum(dim=1).tolist()  # (B,)
             counts = (batch["labels"] != IGNORED).sum(dim=1).tolist()  # (B,)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import files
 from tunesmith.core.errors import DataError
 from tunesmith.core.examples import IGNORED
-from tunesmith.data.batch import collate
+from tunesmith.data.batch import pad_sequences
 from tunesmith.data.render import render
 from tunesmith.exporting.certificate import Proof
 from tunesmith.models.head import label_losses
@@ -85,8 +85,8 @@ def _loss(model: Any, rendered: list[Any], tokenizer: PreTrainedTokenizerBase) -
 
     total, count = 0.0, 0
     with torch.inference_mode():
-        for number in range(len(rendered)):
-            padded = collate(rendered, [number], tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+        for row in rendered:
+            padded = pad_sequences([row], tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
             batch = {name: tensor.to(model.device) for name, tensor in padded.items()}
             total += label_losses(model, batch).double().sum().item()
             count += int((batch["labels"] != IGNORED).sum())
