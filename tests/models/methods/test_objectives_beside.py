@@ -64,12 +64,11 @@ def test_a_reward_model_keeps_its_head(train, tmp_path, method):  # noqa: F811
     assert not any(torch.equal(plain, p) for name, p in twice[0].named_parameters() if ".score." in f".{name}")
 
 
-@pytest.mark.parametrize("kind", ["ppo", "grpo"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
-def test_reinforcement_is_held_to_the_untrained_model(train, tmp_path, method, kind):  # noqa: F811
+def test_reinforcement_is_held_to_the_untrained_model(train, tmp_path, method):  # noqa: F811
     code = tmp_path / "reward.py"
     code.write_text("def score(prompt, answer, row):\n    return sum(it.isalpha() for it in answer) / 8\n")
-    objective = {"kind": kind, "reward": f"{code}:score", "answer_tokens": 6, "kl": 0.1}
+    objective = {"kind": "ppo", "reward": f"{code}:score", "answer_tokens": 6, "kl": 0.1}
     train(
         tmp_path / "run", method=method, objective=objective, optimizer__steps=3, optimizer__schedule="constant",
         evaluation__share=0.1, batch__rows=4,
