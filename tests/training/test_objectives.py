@@ -189,3 +189,23 @@ def test_one_training_builds_on_another(train, tmp_path, tiny_model):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ModelError, match="was trained on another base"):
         find(str(made.checkpoint))
+
+
+@pytest.mark.parametrize(
+    "method", [{"kind": "freeze", "layers": 1}, {"kind": "lora", "full_modules": ["lm_head"]}, {"kind": "full"}],
+    ids=["freeze", "full_modules", "full"],
+)  # fmt: skip
+def test_what_is_trained_over_an_adapter_starts_from_its_exact_numbers(train, tmp_path, method):
+    from tunesmith.models.load import as_base, find, load_model
+    from tunesmith.training.objectives import Sft
+    from tunesmith.verbs.train import TrainConfig
+
+    train(tmp_path / "sft", optimizer__steps=5, method={"kind": "lora", "full_modules": ["lm_head"]})
+    found = as_base(find(str(tmp_path / "sft")))
+    wish = TrainConfig(model="x", dataset="y", method=method, objective=Sft()).method
+    begun, exact = wish.put(wish.load(found, "bf16")), dict(load_model(found).named_parameters())
+    trained = {name.removeprefix("base_model.model."): p for name, p in begun.named_parameters() if p.requires_grad}
+    trained = {name.replace(".modules_to_save.default", ""): p for name, p in trained.items() if "lora_" not in name}
+    assert trained
+    assert all(torch.equal(p, exact[name]) for name, p in trained.items())
+    assert any(not torch.equal(p, p.bfloat16().float()) for p in trained.values())

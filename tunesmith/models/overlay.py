@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     import torch
 
+    from tunesmith.models.load import Found
+
 OVERLAY = "trained_weights.json"
 TENSORS = "trained_weights.safetensors"
 
@@ -48,16 +50,23 @@ def put_overlay(model: Any, folder: Path) -> Any:
     return model
 
 
-def take_stored(model: Any, folder: Path, names: Iterable[str]) -> None:
+def take_stored(model: Any, found: Found, names: Iterable[str]) -> None:
     """Give parameters back the exact numbers that the base's files hold, in fp32.
 
-    For weights that are to be trained in a model that was loaded in less precision than it is stored in. Raises
-    ModelError for a name that the files do not have.
+    For weights that are to be trained in a model that was loaded in less precision than it is stored in. Where adapters are
+    merged into the base, no file holds the numbers: then the base is loaded once more, in fp32. Raises ModelError for a name
+    that the files do not have.
     """
     import torch
 
     known = dict(model.named_parameters())
-    stored = _read(folder, {name: _spellings(model, name) for name in names})
+    if found.under:
+        from tunesmith.models.load import load_model
+
+        exact = dict(load_model(found, "fp32").named_parameters())
+        stored = {name: exact[name].detach() for name in names}
+    else:
+        stored = _read(found.base, {name: _spellings(model, name) for name in names})
     for name, tensor in stored.items():
         known[name].data = tensor.to(known[name].device, torch.float32)
 

@@ -58,7 +58,7 @@ class Freeze(Config):
         model = load_model(found, precision)
         if precision != "fp32":
             trained = {id(parameter) for parameter in self._trained(model)}
-            take_stored(model, found.base, [name for name, p in model.named_parameters() if id(p) in trained])
+            take_stored(model, found, [name for name, p in model.named_parameters() if id(p) in trained])
         return model
 
     def put(self, model: PreTrainedModel) -> Any:

@@ -92,7 +92,7 @@ class Lora(Config):
 
         if self.full_modules and precision != "fp32":
             whole = {id(p) for module in self._whole(model).values() for p in module.parameters(recurse=False)}
-            take_stored(model, found.base, [name for name, p in model.named_parameters() if id(p) in whole])
+            take_stored(model, found, [name for name, p in model.named_parameters() if id(p) in whole])
         return model
 
     def put(self, model: PreTrainedModel) -> Any:
