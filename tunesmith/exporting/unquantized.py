@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 ALLOWED_NATS = 0.02
 """The least by which the loss may rise."""
-ALLOWED_SHARE = 0.1
+ALLOWED_SHARE = 0.2
 """Share of what the adapter gained that may be lost."""
 
 
