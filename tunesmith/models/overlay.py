@@ -28,9 +28,11 @@ def write_overlay(model: Any, folder: Path) -> None:
     """Write the parameters that are trained, in fp32 under the names of the base, and a note that says whose they are."""
     from safetensors.torch import save_file
 
+    from tunesmith.models.scoring import task_of
+
     tensors = {name: p.detach().float().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
-    note = {"base_model_name_or_path": model.name_or_path, "tensors": sorted(tensors)}
+    note = {"base_model_name_or_path": model.name_or_path, "task_type": task_of(model), "tensors": sorted(tensors)}
     files.write_json(folder / OVERLAY, note)
 
 

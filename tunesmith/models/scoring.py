@@ -35,6 +35,11 @@ def task_of(model: Any) -> str:
     return "SEQ_CLS" if hasattr(model, HEAD) else "CAUSAL_LM"
 
 
+def new_parameters(model: Any) -> list[Any]:
+    """Those of a reward model's head, which every method trains; none for other models."""
+    return list(getattr(model, HEAD).parameters()) if hasattr(model, HEAD) else []
+
+
 def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     """The score of every line of a batch (input_ids, attention_mask, labels, each (B, T)): (B,) fp32.
 

@@ -129,3 +129,22 @@ def test_a_checkpoint_names_its_base(train, tmp_path, tiny_model):
     assert not (made.checkpoint / "config.json").exists()
     found = find(str(tmp_path / "run"))
     assert (found.base, found.adapter) == (tiny_model, made.checkpoint)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_reward_model_keeps_its_head(tiny_model, tmp_path, precision):
+    from dataclasses import replace
+
+    from tunesmith.core import files
+    from tunesmith.models.load import find, gives_scores
+    from tunesmith.models.scoring import head_of, load_reward_model
+
+    base = replace(find(str(tiny_model)), is_reward=True)
+    method = Freeze(layers=1)
+    model = method.put(method.load(base, precision))
+    assert head_of(model).weight.requires_grad
+    method.save(model, tmp_path)
+    files.write_json(tmp_path / "manifest.json", {"base": {"model": str(tiny_model)}, "files": {}})
+    found = find(str(tmp_path))
+    assert gives_scores(found)
+    assert torch.equal(head_of(load_reward_model(found)).weight, head_of(model).weight)

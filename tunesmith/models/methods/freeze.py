@@ -54,10 +54,11 @@ class Freeze(Config):
         """The base in `precision`, what will be trained in fp32 with the very numbers of its files."""
         from tunesmith.models.load import load_model
         from tunesmith.models.overlay import take_stored
+        from tunesmith.models.scoring import new_parameters
 
         model = load_model(found, precision)
         if precision != "fp32":
-            trained = {id(parameter) for parameter in self._trained(model)}
+            trained = {id(p) for p in self._trained(model)} - {id(p) for p in new_parameters(model)}
             take_stored(model, found, [name for name, p in model.named_parameters() if id(p) in trained])
         return model
 
@@ -75,6 +76,7 @@ class Freeze(Config):
 
     def _trained(self, model: PreTrainedModel) -> list[Any]:
         from tunesmith.models.parts import choose, split_parts
+        from tunesmith.models.scoring import new_parameters
 
         layers, outside = split_parts(model)
         self._check(len(layers))
@@ -82,7 +84,7 @@ class Freeze(Config):
         for layer in layers[len(layers) - self.layers :]:
             inside = layer if self.modules == "all" else choose(layer, self.modules, "method.modules")
             modules += [layer[path] for path in inside]
-        return [parameter for module in modules for parameter in module.parameters(recurse=False)]
+        return [*new_parameters(model), *(p for module in modules for p in module.parameters(recurse=False))]
 
     def _check(self, layers: int) -> None:
         if self.layers > layers:
