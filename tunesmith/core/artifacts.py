@@ -104,6 +104,15 @@ class Training:
 
 
 @dataclass(frozen=True, slots=True)
+class HostCommands:
+    """A training run over several hosts that is prepared and waits to be started."""
+
+    run: Path
+    commands: list[str]
+    """What to type on each host, in their order."""
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Scores of a base model and a tuned one on the same rows."""
 

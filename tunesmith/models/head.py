@@ -12,6 +12,7 @@ from tunesmith.models.joined import join, may_join, may_share, shared_tokens, ta
 from tunesmith.models.noise import embedding_noise
 from tunesmith.models.virtual import embedded, leading_logits, with_places
 from tunesmith.models.whole import trained_part
+from tunesmith.models.wrapped import unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +44,11 @@ def label_losses(
     import torch
     from torch.nn.functional import pad
 
+    wrapper, model = model, unwrapped(model)
     head = trained_part(model.get_output_embeddings())
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
         with embedding_noise(model, noise, batch["attention_mask"]):
-            return _padded(model, batch, smoothing)
+            return _padded(wrapper, batch, smoothing)
     whole = with_places(model, batch)
     shared = shared_tokens(whole) if noise is None and may_share(model) else 0
     shared = shared if is_worth_sharing(shared, whole["input_ids"].shape[1]) else 0
@@ -58,7 +60,7 @@ def label_losses(
         embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined=True),
         embedded(model, joined.ids, joined.positions) as tokens,
     ):
-        found = model(
+        found = wrapper(
             **tokens, position_ids=joined.positions, attention_mask=joined.bias, joined=joined, logits_to_keep=places,
             use_cache=False,
         ).logits[0, :, 0]  # fmt: skip
@@ -78,7 +80,7 @@ def _padded(model: Any, batch: dict[str, torch.Tensor], smoothing: float) -> tor
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
     logits = model(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
-        logits_to_keep=columns + leading_logits(model),
+        logits_to_keep=columns + leading_logits(unwrapped(model)),
     ).logits  # (B, K, V)  # fmt: skip
     wanted = targets[:, columns]
     found = cross_entropy(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -68,10 +68,12 @@ def complete_checkpoints(run: Run) -> list[Path]:
 
 
 def save(
-    target: Path, position: Position, optimizer: torch.optim.Optimizer, *, weights: Any, facts: dict[str, Any]
-) -> None:
+    target: Path, position: Position, optimizer: torch.optim.Optimizer, *, weights: Any, facts: dict[str, Any],
+    randoms: Sequence[Random] = (),
+) -> None:  # fmt: skip
     """Write a checkpoint: weights by `weights(folder)`, then optimizer, random state and position under state/.
 
+    `randoms` are the states of all processes where there are several.
     Raises CapacityError when the disk is full; the checkpoints before stay whole.
     """
     from dataclasses import asdict
@@ -86,7 +88,8 @@ def save(
         state = folder / STATE
         state.mkdir()
         _write_optimizer(state, optimizer)
-        _write_random(state)
+        for rank, random_state in enumerate(randoms or [random_now()]):
+            _write_random(state, rank, random_state)
         files.write_json(state / "position.json", asdict(position))
 
 
@@ -128,42 +131,62 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def _write_random(state: Path) -> None:
+Random = tuple[dict[str, "torch.Tensor"], dict[str, Any]]
+"""The state of all generators of a process: tensors, and what JSON can hold."""
+
+
+def random_now() -> Random:
+    """The state of this process's generators; of several GPUs the one it computes on."""
     import random
 
     import numpy as np
     import torch
-    from safetensors.torch import save_file
 
     tensors = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
-        tensors |= {f"cuda{n}": value for n, value in enumerate(torch.cuda.get_rng_state_all())}
-    save_file(tensors, state / "random.safetensors")
+        tensors["cuda0"] = torch.cuda.get_rng_state()
     kind, keys, *rest = np.random.get_state()
-    files.write_json(
-        state / "random.json", {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
-    )
+    return tensors, {"python": random.getstate(), "numpy": [kind, np.asarray(keys).tolist(), *rest]}
 
 
-def _restore_random(state: Path) -> None:
+def _random_files(state: Path, rank: int) -> tuple[Path, Path]:
+    stem = f"random-{rank}" if rank else "random"
+    return state / f"{stem}.safetensors", state / f"{stem}.json"
+
+
+def _write_random(state: Path, rank: int, random_state: Random) -> None:
+    from safetensors.torch import save_file
+
+    tensors, words = _random_files(state, rank)
+    save_file(random_state[0], tensors)
+    files.write_json(words, random_state[1])
+
+
+def _restore_random(state: Path, rank: int) -> None:
+    """A process that the checkpoint does not know gets a state of its own, drawn from the first one's."""
     import random
 
     import numpy as np
     import torch
     from safetensors.torch import load_file
 
-    tensors = load_file(state / "random.safetensors")
-    torch.set_rng_state(tensors.pop("cpu"))
-    for number in range(len(tensors)):
-        torch.cuda.set_rng_state(tensors[f"cuda{number}"], number)
-    saved = files.read_json(state / "random.json")
+    if not _random_files(state, rank)[0].is_file():
+        _restore_random(state, 0)
+        seed_everything(int(torch.randint(2**31, ())) + rank)
+        return
+    saved_tensors, saved_words = _random_files(state, rank)
+    tensors = load_file(saved_tensors)
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda0" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda0"])
+    saved = files.read_json(saved_words)
     version, internal, following = saved["python"]
     random.setstate((version, tuple(internal), following))
     np.random.set_state(tuple(saved["numpy"]))
 
 
-def restore(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
-    """Put optimizer and random state of a checkpoint back. Returns its position."""
+def restore(folder: Path, optimizer: torch.optim.Optimizer, rank: int = 0) -> Position:
+    """Put the optimizer of a checkpoint and the random state of a process back. Returns the checkpoint's position."""
     from safetensors.torch import load_file
 
     state: dict[int, Any] = {}
@@ -175,7 +198,7 @@ def restore(folder: Path, optimizer: torch.optim.Optimizer) -> Position:
             place = place.setdefault(part, {})
         place[name] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    _restore_random(folder / STATE)
+    _restore_random(folder / STATE, rank)
     return Position(**files.read_json(folder / STATE / "position.json"))
 
 

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from tunesmith.core.config import Config
-from tunesmith.data.batch import collate
+from tunesmith.training.distributed import ALONE, Team
 
 if TYPE_CHECKING:
+    import torch
+
     from tunesmith.data.dataset import Rows
     from tunesmith.training.objectives import Objective
+
+
+COUNT = " count"
+"""Beside the sums; no objective has a number of this name."""
 
 
 class EvaluationConfig(Config):
@@ -29,23 +36,26 @@ class EvaluationConfig(Config):
 
 
 def held_out_scores(
-    objective: Objective, model: Any, rows: Rows, *, rows_at_once: int, pad_token: int, device: Any = "cpu"
-) -> dict[str, float]:
+    objective: Objective, model: Any, rows: Rows, ready: Callable[[list[int]], dict[str, torch.Tensor]], *,
+    rows_at_once: int, team: Team = ALONE,
+) -> dict[str, float]:  # fmt: skip
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
 
-    Rows of like length are scored together.
+    `ready` makes the batch of some rows where the model is. Rows of like length are scored together; each process of a team scores its share, and all get the same numbers.
     """
     import torch
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
-    sums, count = Counter[str](), 0
+    batches = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
+    sums = Counter[str]()
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        for start in range(0, len(order), rows_at_once):
-            batch = collate(rows, order[start : start + rows_at_once], pad_token)
-            count += objective.count(batch)
-            loss, seen = objective.loss(model, {name: value.to(device) for name, value in batch.items()})
-            sums.update({"loss": loss.item(), **seen})
+        for numbers, counts in team.shares(batches):
+            batch = ready(numbers)
+            loss, seen = objective.loss(model, batch)
+            found = {"loss": loss.item(), **seen, COUNT: objective.count(batch)}
+            sums.update({name: value * counts for name, value in found.items()})
     model.train(was_training)
-    return {f"held_out_{name}": value / max(count, 1) for name, value in sums.items()}
+    whole = team.total(sums)
+    return {f"held_out_{name}": value / max(whole[COUNT], 1) for name, value in whole.items() if name != COUNT}

@@ -6,14 +6,13 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-
+from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
 from tunesmith.core.hardware import memory_bytes
@@ -22,10 +21,12 @@ from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
+from tunesmith.training.distributed import ALONE, DevicesConfig, Team
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
 from tunesmith.training.objectives import Objective
-from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
+from tunesmith.training.optimizer import OptimizerConfig, learning_rate
 from tunesmith.training.rollout import Rollout
+from tunesmith.training.spread import Spread, Wish, spread_over
 from tunesmith.training.stop import Stop
 
 
@@ -52,6 +53,10 @@ class Job:
     read_weights: Callable[[Any, Path], None]
     rollout: Rollout | None = None
     """How answers are drawn, for objectives that learn from their own."""
+    devices: DevicesConfig = DevicesConfig()
+    """How model and optimizer are held; a stage is decided."""
+    team: Team = ALONE
+    """The processes that train together."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest of a checkpoint says about its origin."""
 
@@ -69,7 +74,7 @@ class Outcome:
 
 
 def count_steps(rows: int, batch: BatchConfig, wish: OptimizerConfig) -> tuple[int, int]:
-    """(steps of one epoch, steps of the run)."""
+    """(steps of one epoch, steps of the run); `batch` is that of all processes."""
     per_epoch = math.ceil(rows / (batch.rows * batch.accumulate))
     return per_epoch, wish.steps or max(1, round(per_epoch * wish.epochs))
 
@@ -80,37 +85,39 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     A resumed run continues after its newest whole checkpoint with the loss series it would have had.
     Raises CapacityError when a checkpoint cannot be written (the ones before stay whole) and Paused after SIGTERM or Ctrl-C.
     """
-    AcceleratorState._reset_state()  # pyright: ignore[reportPrivateUsage] - keeps the precision of an earlier run
-    accelerator = Accelerator(mixed_precision="bf16" if job.precision == "bf16" else "no")
-    checkpoint.seed_everything(job.seed)
-    optimizer = make_optimizer(job.model, job.optimizer, job.rate_factor)
-    position = _continue(job, run, optimizer) if resume else Position(0)
-    model, stepper = accelerator.prepare(job.model, optimizer)
-    model.train()
-    per_epoch, steps = count_steps(len(job.rows), job.batch, job.optimizer)
+    checkpoint.seed_everything(job.seed + job.team.rank)
+    whole = _newest_checkpoint(job, run) if resume else None
+    if whole:
+        job.read_weights(job.model, whole)
+    made_of = Wish(job.optimizer, job.rate_factor, job.precision, job.devices, job.batch.rows)
+    spread = spread_over(job.model, made_of, job.team)
+    position = _continue(job, run, spread, whole) if whole else Position(0)
+    spread.model.train()
+    per_epoch, steps = count_steps(len(job.rows), job.team.batch(job.batch), job.optimizer)
     tokens, seconds = 0, 0.0
     with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
-        score = _scorer(job, model, accelerator, stop)
+        score = _scorer(job, spread, stop)
         base_loss = _first_evaluation(run, score, resumed=position.step > 0)
         bar.skip(position.step)
         position = _evaluate(job, run, score, position, steps)
-        if stop.asked:
+        if stop.agreed(job.team):
             raise stop.paused(f"in the evaluation after step {position.step}, which is saved")
         for step, batches in _steps(job, per_epoch, position.step, steps):
             if _enough(job, position):
                 break
             started = time.perf_counter()
-            updates, seen = _updates(job, accelerator.unwrap_model(model), step, batches)
+            updates, seen = _updates(job, spread.bare, step, batches)
             rate = learning_rate(job.optimizer, step, steps)
-            numbers = _one_step(job, model, accelerator, stepper, updates, rate) | seen
+            numbers = _one_step(job, spread, updates, rate) | seen
             seconds += time.perf_counter() - started
             tokens += numbers["tokens"]
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
             position = _evaluate(job, run, score, position, steps)
-            if stop.asked or _save_now(job, position, steps):
-                _save(job, run, accelerator.unwrap_model(model), optimizer, position)
-            if stop.asked:
+            asked = stop.agreed(job.team)
+            if asked or _save_now(job, position, steps):
+                _save(job, run, spread, position)
+            if asked:
                 raise stop.paused(f"after step {position.step} of {steps}, which is saved")
     stopped = _enough(job, position)
     if stopped:
@@ -122,7 +129,7 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
     """(step, its batches of row numbers) from step `done` on, epoch after epoch."""
     for epoch in range(done // per_epoch, math.ceil(steps / per_epoch)):
-        order = order_steps(job.rows.lengths, job.batch, job.seed, epoch)
+        order = order_steps(job.rows.lengths, job.team.batch(job.batch), job.seed, epoch)
         for place, batches in enumerate(order):
             step = epoch * per_epoch + place
             if done <= step < steps:
@@ -130,48 +137,51 @@ def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[in
 
 
 Tensors = dict[str, torch.Tensor]
+Share = list[tuple[Tensors, bool]]
+"""A process's batches of an update, and whether each counts."""
 
 
-def _updates(job: Job, model: Any, step: int, batches: list[list[int]]) -> tuple[list[list[Tensors]], dict[str, float]]:
+def _updates(job: Job, model: Any, step: int, batches: list[list[int]]) -> tuple[list[Share], dict[str, float]]:
     """The batches of each update of a step, and what was seen while they were made."""
     if job.rollout:
-        return job.rollout.collect(model, [number for numbers in batches for number in numbers], step)
-    return [[collate(job.rows, numbers, job.pad_token) for numbers in batches]], {}
+        updates, seen = job.rollout.collect(model, [number for numbers in batches for number in numbers], step)
+        return [[(batch, True) for batch in update] for update in updates], seen
+    return [[(collate(job.rows, numbers, job.pad_token), counts) for numbers, counts in job.team.shares(batches)]], {}
 
 
-def _one_step(
-    job: Job, model: Any, accelerator: Accelerator, optimizer: Any, updates: list[list[Tensors]], rate: float
-) -> dict[str, Any]:
+def _one_step(job: Job, spread: Spread, updates: list[Share], rate: float) -> dict[str, Any]:
     """All updates of a step at one learning rate; their numbers are means."""
-    set_rate(optimizer, rate)
-    each = [_update(job, model, accelerator, optimizer, batches) for batches in updates]
+    spread.set_rate(rate)
+    each = [_update(job, spread, share) for share in updates]
     means = {name: sum(numbers[name] for numbers in each) / len(each) for name in each[0]}
-    ready = updates[0]
-    return {
-        **means, "learning_rate": rate, "count": sum(job.objective.count(batch) for batch in ready),
+    ready = [batch for batch, counts in updates[0] if counts]
+    sums = {
+        "count": sum(job.objective.count(batch) for batch in ready),
         "labels": sum(int((batch["labels"] != IGNORED).sum()) for batch in ready),
         "tokens": sum(int(batch["attention_mask"].sum()) for batch in ready),
-    }  # fmt: skip
+    }
+    whole = {name: int(value) for name, value in job.team.total(sums).items()}
+    return {**means, "learning_rate": rate, **whole}
 
 
-def _update(job: Job, model: Any, accelerator: Accelerator, optimizer: Any, batches: list[Tensors]) -> dict[str, float]:
+def _update(job: Job, spread: Spread, share: Share) -> dict[str, float]:
     """Forward and backward over the batches, then move the weights.
 
     The loss is the mean over all that the objective counts in them (labelled tokens, pairs), however it is spread over
-    batches, so that accumulation gives the gradient of the one large batch.
+    batches and processes, so that both give the gradient of the one large batch.
     """
-    count = sum(job.objective.count(batch) for batch in batches)
-    total, metrics = 0.0, Counter[str]()
-    for batch in batches:
-        loss, seen = job.objective.loss(model, {name: value.to(accelerator.device) for name, value in batch.items()})
-        accelerator.backward(loss / count)
-        total += loss.item() / count
-        metrics.update({name: value / count for name, value in seen.items()})
-    limit = job.optimizer.max_gradient_norm
-    norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"loss": total, "gradient_norm": math.nan if norm is None else float(norm), **metrics}
+    own = sum(job.objective.count(batch) for batch, counts in share if counts)
+    count = job.team.total({"count": own})["count"]
+    sums = Counter[str]()
+    for place, (batch, counts) in enumerate(share, 1):
+        loss, seen = job.objective.loss(spread.model, _there(batch, spread))
+        spread.backward(loss * counts / count if job.team.processes > 1 else loss / count, is_last=place == len(share))
+        sums.update({name: value * counts / count for name, value in {"loss": loss.item(), **seen}.items()})
+    return {**job.team.total(sums), "gradient_norm": spread.step()}
+
+
+def _there(batch: Tensors, spread: Spread) -> Tensors:
+    return {name: value.to(spread.device) for name, value in batch.items()}
 
 
 def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
@@ -182,17 +192,18 @@ def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any]
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
-def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Callable[[], dict[str, float]] | None:
+def _scorer(job: Job, spread: Spread, stop: Stop) -> Callable[[], dict[str, float]] | None:
     if not len(job.held_out):
         return None
 
     def score() -> dict[str, float]:
-        with stop.at_once():
+        with stop.at_once() if job.team.processes == 1 else nullcontext():  # one that left would keep the others waiting
             if job.rollout:
-                return job.rollout.score(accelerator.unwrap_model(model))
+                return job.rollout.score(spread.bare)
             return held_out_scores(
-                job.objective, model, job.held_out,
-                rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
+                job.objective, spread.model, job.held_out,
+                lambda numbers: _there(collate(job.held_out, numbers, job.pad_token), spread),
+                rows_at_once=job.batch.rows, team=job.team,
             )  # fmt: skip
 
     return score
@@ -255,25 +266,34 @@ def _save_now(job: Job, position: Position, steps: int) -> bool:
     return _enough(job, position) or best or position.step == steps or position.step % job.save.every_steps == 0
 
 
-def _save(job: Job, run: Run, model: Any, optimizer: torch.optim.Optimizer, position: Position) -> None:
+def _save(job: Job, run: Run, spread: Spread, position: Position) -> None:
     target = checkpoint.folder_of(run.folder, position.step)
-    checkpoint.save(
-        target, position, optimizer, weights=lambda folder: job.write_weights(model, folder), facts=job.facts
-    )
-    run.event("saved", step=position.step, checkpoint=target.name)
-    checkpoint.remove_old(run.folder, job.save.keep, position.best_step if job.evaluation.keep_best else None)
+    optimizer, randoms = spread.whole_optimizer(), job.team.collect(checkpoint.random_now())
+    with spread.whole_weights():
+        if job.team.is_first:
+            checkpoint.save(
+                target, position, optimizer, randoms=randoms, facts=job.facts,
+                weights=lambda folder: job.write_weights(spread.bare, folder),
+            )  # fmt: skip
+            run.event("saved", step=position.step, checkpoint=target.name)
+            checkpoint.remove_old(run.folder, job.save.keep, position.best_step if job.evaluation.keep_best else None)
+    job.team.wait()
 
 
-def _continue(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> Position:
-    whole = checkpoint.complete_checkpoints(run)
+def _newest_checkpoint(job: Job, run: Run) -> Path | None:
+    """The first process looks, and sets aside what is torn."""
+    with job.team.first_alone():
+        whole = checkpoint.complete_checkpoints(run)
     if not whole:
         run.say("no whole checkpoint yet: starting from the first step")
-        return Position(0)
-    job.read_weights(job.model, whole[-1])
-    position = checkpoint.restore(whole[-1], optimizer)
+    return whole[-1] if whole else None
+
+
+def _continue(job: Job, run: Run, spread: Spread, newest: Path) -> Position:
+    position = checkpoint.restore(newest, spread.whole_optimizer(), job.team.rank)
     run.say(f"continuing after step {position.step}")
     best = checkpoint.folder_of(run.folder, position.best_step or position.step)
-    if job.evaluation.keep_best and best not in whole:
+    if job.evaluation.keep_best and files.verify(best):
         run.warn(f"{best.name}, the best one so far, is no longer whole; the best of those to come is taken")
         return replace(position, best_loss=None, best_step=None, bad_evaluations=0)
     return position

@@ -14,6 +14,7 @@ from tunesmith.core.errors import Interrupted, Paused
 
 if TYPE_CHECKING:
     from tunesmith.core.run import Run
+    from tunesmith.training.distributed import Team
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 NOTICE = "stopping: the running step is finished and saved; once more ends at once\n"
@@ -49,6 +50,13 @@ class Stop:
             yield
         finally:
             self._nothing_to_lose = False
+
+    def agreed(self, team: Team) -> str:
+        """`asked`, or what any process of the team has heard, the same in all of them."""
+        heard = team.total({number.name: float(self.asked == number.name) for number in SIGNALS})
+        asked = next((name for name in sorted(heard) if heard[name]), "")
+        self.asked = asked or self.asked  # one that has come meanwhile is agreed on next time
+        return asked
 
     def paused(self, when: str) -> Paused:
         """The error that ends the run, naming the signal and how to go on."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -15,13 +16,15 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
+from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions
 from tunesmith.training.held_out import EvaluationConfig
+from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 
 if TYPE_CHECKING:
-    from tunesmith.core.artifacts import Dataset, MemoryPlan, Training
+    from tunesmith.core.artifacts import Dataset, HostCommands, MemoryPlan, Training
     from tunesmith.core.run import Run
     from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found
@@ -65,6 +68,8 @@ class TrainConfig(Config):
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
     """Memory."""
+    devices: DevicesConfig = DevicesConfig()
+    """Processes."""
     track: Annotated[tuple[TrackerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """Hand every number on to tensorboard, wandb, swanlab, trackio or mlflow as well: one word or a list. They keep it in
     the run folder unless their own environment variables send it elsewhere."""
@@ -92,38 +97,76 @@ def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
     return config.precision
 
 
-def run(config: TrainConfig, run: Run) -> Training:
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is known before any weights are loaded."""
+
+    found: Found
+    tokenizer: Any
+    dataset: Dataset
+    plan: MemoryPlan
+
+
+def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     """Prepare, plan, train. A run folder that holds checkpoints already is continued.
 
+    Many processes are started on this host; of several hosts the commands are said.
     Raises DataError, ModelError or CapacityError in one line, and Paused after SIGTERM or Ctrl-C; what was saved before
     stays whole. A replay that has another loss series than its run leaves a ProofError in `run.unproven`.
     """
-    from tunesmith.core.hardware import probe, reset_peak_memory
-    from tunesmith.data.dataset import SPLITS, Rows
-    from tunesmith.models.load import as_base, find, identity, load_tokenizer
+    from tunesmith.core.hardware import probe
+    from tunesmith.models.load import identity
     from tunesmith.training.lock import make_lock, settle
-    from tunesmith.training.loop import train
 
-    started = time.perf_counter()
     check_optimizer(config.optimizer, probe().device)
     check_trackers(config.track)
-    found, precision = find(config.model), choose_precision(config)
+    check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
+    check_devices(config.devices, probe().device)
+    found, tokenizer = _find(config)
+    dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
+    plan = _plan(config, found, dataset, precision, run)
+    lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
+    settle(run, config, lock)
+    if config.devices.kind != "one":
+        return launch(config.devices, run, {"plan": asdict(plan), "dataset": dataset.dataset.resolve()})
+    made = _train(config, run, Ready(found, tokenizer, dataset, plan), ALONE)
+    assert made
+    return made
+
+
+def work(config: TrainConfig, run: Run, orders: dict[str, Any], team: Team) -> Training | None:
+    """The part of one process of many in a run that `run` has prepared; the first one returns what was made."""
+    from tunesmith.core.artifacts import MemoryPlan
+    from tunesmith.data.dataset import open_dataset
+
+    dataset = _of_kind(config, open_dataset(Path(orders["dataset"])))
+    return _train(config, run, Ready(*_find(config), dataset, MemoryPlan(**orders["plan"])), team)
+
+
+def _find(config: TrainConfig) -> tuple[Found, Any]:
+    from tunesmith.models.load import as_base, find, load_tokenizer
+
+    found = find(config.model)
     if found.gguf:
         raise ModelError(
             f"model: {config.model}", "is a GGUF, which cannot be trained", do="Train the model it came from"
         )
-    tokenizer, found = load_tokenizer(found), as_base(found)
-    dataset = _dataset(config, tokenizer, run)
-    plan = _plan(config, found, dataset, precision, run)
-    lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
-    settle(run, config, lock)
-    splits = {split: Rows(dataset.dataset, split) for split in SPLITS}
-    model = _load(config, found, plan, splits, dataset, run)
+    return as_base(found), load_tokenizer(found)
+
+
+def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training | None:
+    from tunesmith.core.hardware import reset_peak_memory
+    from tunesmith.data.dataset import SPLITS, Rows
+    from tunesmith.training.loop import train
+
+    splits = {split: Rows(ready.dataset.dataset, split) for split in SPLITS}
+    with team.first_alone() if config.objective.uses_reference else nullcontext():  # what it computes, the others find
+        model = _load(config, ready.found, ready.plan, splits, ready.dataset, run)
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
-    job = _job(config, model, splits, dataset, tokenizer, found)
-    with tracked(run, config, config.track):
+    job = replace(_job(config, model, splits, ready.dataset, ready.tokenizer, ready.found), team=team)
+    with tracked(run, config, config.track if team.is_first else ()):
         outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
-    return _finish(config, run, outcome, dataset, plan, time.perf_counter() - started)
+    return _finish(config, run, outcome, ready, team) if team.is_first else None
 
 
 def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
@@ -253,7 +296,7 @@ def _job(
         model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
         rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation,
         save=config.save, precision=choose_precision(config), seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
-        rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
+        devices=config.devices, rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
         rollout=_rollout(config, model, splits, dataset, tokenizer),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
     )  # fmt: skip
@@ -283,9 +326,7 @@ def _rollout(config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: 
     )  # fmt: skip
 
 
-def _finish(
-    config: TrainConfig, run: Run, outcome: Any, dataset: Dataset, plan: MemoryPlan, seconds: float
-) -> Training:
+def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
     import math
 
     from tunesmith.core.artifacts import Training
@@ -295,6 +336,7 @@ def _finish(
     from tunesmith.training.loop import count_steps, summarize
     from tunesmith.training.replay import conclude
 
+    dataset, plan, seconds = ready.dataset, ready.plan, time.time() - run.started
     position, keep_best = outcome.position, config.evaluation.keep_best
     best = position.best_step if keep_best and position.best_step else position.step
     loss = position.best_loss if keep_best and position.best_loss is not None else outcome.held_out_loss
@@ -309,7 +351,7 @@ def _finish(
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
-        replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
+        replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, team.batch(config.batch), config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
     run.say(f"memory    peak {made.peak_memory_bytes / 2**30:.2f} GiB, {share:.0%} of the plan")

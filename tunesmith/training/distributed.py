@@ -1,0 +1,201 @@
+"""Many processes as one: how many there are, which of them this one is, what they tell each other. Knows no model.
+
+Every process takes its share of a step's batches; numbers are added over all of them, so that all decide alike.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import Field, model_validator
+
+from tunesmith.core.config import Config
+from tunesmith.core.errors import UsageError
+from tunesmith.core.run import Run
+from tunesmith.data.batch import BatchConfig
+
+Stage = Literal["auto", 0, 1, 2, 3]
+Offload = Literal["none", "optimizer", "all"]
+PATIENCE_HOURS = 6
+"""How long processes wait for each other, for instance while the first one writes a checkpoint."""
+
+T = TypeVar("T")
+
+
+class DevicesConfig(Config):
+    """Processes that train together, and what each of them holds."""
+
+    kind: Literal["one", "ddp", "zero", "fsdp"] = "one"
+    """one process; ddp: every process holds everything, the fastest; zero (DeepSpeed, extra distributed) and fsdp (torch's
+    fully_shard) spread it over the processes, which takes less memory in each and more messages between them."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes on each host: one a GPU, or on CPU as many as there are cores to spare."""
+    hosts: tuple[str, ...] = ()
+    """Names or addresses of several hosts, the first one leads. Every host sees the run folder, the rows and the model
+    under the same path; train prepares the run and prints the command for each of them."""
+    port: Annotated[int, Field(ge=1, le=65535)] | None = None
+    """Where the processes find each other; null takes a free one on one host and 29500 on several."""
+    stage: Stage | None = None
+    """zero: what is spread: 1 the optimizer, 2 and gradients, 3 and weights; 0 nothing. auto, which null means, takes the
+    first of ddp, 1, 2, 2 with offload, 3, 3 with offload that fits into memory."""
+    offload: Offload | None = None
+    """zero: what lies in CPU memory in place of the GPU's: none, the optimizer, or all (weights too, stage 3). null means
+    none, or with stage auto what the stage takes."""
+
+    @model_validator(mode="after")
+    def _fits_the_kind(self) -> DevicesConfig:
+        if self.kind == "one":
+            for name, given in (("processes", self.processes > 1), ("hosts", self.hosts), ("port", self.port)):
+                if given:
+                    raise ValueError(f"{name}: kind one is a single process. Choose ddp, zero or fsdp")
+        if self.kind != "zero" and (self.stage is not None or self.offload is not None):
+            raise ValueError(f"stage and offload go with kind zero. Got kind {self.kind}")
+        if self.offload in {"optimizer", "all"} and self.stage in {None, "auto"}:
+            raise ValueError("offload: stage auto chooses it itself. Leave it out or name a stage")
+        if self.offload in {"optimizer", "all"} and self.stage == 0:
+            raise ValueError("offload: stage 0 keeps everything where it is. Choose stage 1, 2 or 3")
+        if self.offload == "all" and self.stage != 3:
+            raise ValueError("offload: all goes with stage 3, which spreads weights")
+        return self
+
+    @property
+    def total(self) -> int:
+        """Processes on all hosts."""
+        return self.processes * max(1, len(self.hosts))
+
+    @property
+    def in_words(self) -> str:
+        """For instance `zero, stage 2, offload optimizer, 4 processes`."""
+        words = [self.kind, f"stage {self.stage or 'auto'}" if self.kind == "zero" and self.stage != 0 else ""]
+        words += ["stage 0" if self.stage == 0 else "", f"offload {self.offload}" if self.offload else ""]
+        return ", ".join([*filter(None, words), f"{self.total} process{'es' if self.total > 1 else ''}"])
+
+
+VIRTUAL = {"prompt", "prefix", "p_tuning"}
+SPREADABLE = {"pretrain", "sft", "dpo"}
+
+
+def check_companions(devices: DevicesConfig, method: str, objective: str, optimizer: str) -> None:
+    """Raise UsageError for a method, objective or optimizer that does not go with the kind of devices."""
+    kind = devices.kind
+    spreads_weights = kind == "fsdp" or (kind == "zero" and devices.stage in {3, "auto", None})
+    spreads_optimizer = kind == "fsdp" or (kind == "zero" and devices.stage != 0)
+    for name, value, wrong, why in (
+        ("objective", objective, kind != "one" and objective in {"ppo", "grpo"}, "draws answers, in one process only"),
+        ("objective", objective, kind in {"zero", "fsdp"} and objective not in SPREADABLE,
+         f"goes with one process or ddp; {kind} takes {', '.join(sorted(SPREADABLE))}"),
+        ("method", method, spreads_weights and method in VIRTUAL, "asks for its virtual tokens outside the model"),
+        ("method", method, spreads_weights and method == "qlora", "keeps its base in four bits, which are not spread"),
+        ("optimizer", optimizer, spreads_optimizer and optimizer != "adamw", "must see whole matrices; spread is adamw"),
+    ):  # fmt: skip
+        if wrong:
+            do = "Choose one process or ddp" if kind != "ddp" else "Choose one process"
+            raise UsageError(f"{name}.kind", f"{value} {why}", got=f"devices {kind}", do=do)
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes of a run; one alone is a team of its own, whose members need no messages."""
+
+    rank: int = 0
+    """Which of them this process is, from 0."""
+    processes: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes and speaks."""
+        return self.rank == 0
+
+    def batch(self, own: BatchConfig) -> BatchConfig:
+        """What all processes do in a step, as one process would: `own` is what each of them does."""
+        return own.model_copy(update={"accumulate": own.accumulate * self.processes})
+
+    def shares(self, batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
+        """This process's batches and whether each counts.
+
+        All processes get equally many, since each of them takes part in every exchange: where batches run out, one that
+        another process has too comes again and does not count.
+        """
+        for first in range(0, len(batches), self.processes):
+            place = first + self.rank
+            yield (batches[place], True) if place < len(batches) else (batches[first], False)
+
+    def total(self, numbers: dict[str, float]) -> dict[str, float]:
+        """The sums over all processes, the same to the last bit in each of them."""
+        if self.processes == 1:
+            return numbers
+        import torch
+        import torch.distributed as dist
+
+        names = sorted(numbers)
+        own = torch.tensor([numbers[name] for name in names], dtype=torch.float64)
+        each = [torch.empty_like(own) for _ in range(self.processes)]
+        dist.all_gather(each, own)
+        return dict(zip(names, torch.stack(each).sum(dim=0).tolist(), strict=True))
+
+    def collect(self, value: Any) -> list[Any]:
+        """What every process has, in their order; small things only."""
+        if self.processes == 1:
+            return [value]
+        import torch.distributed as dist
+
+        each: list[Any] = [None] * self.processes
+        dist.all_gather_object(each, value)
+        return each
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self.total({"here": 1.0})
+
+    @contextmanager
+    def first_alone(self) -> Iterator[None]:
+        """The first process does it while the others wait; then they do it."""
+        if not self.is_first:
+            self.wait()
+        yield
+        if self.is_first:
+            self.wait()
+
+
+ALONE = Team()
+
+
+class SilentRun(Run):
+    """The run folder in a process that only reads it: no event, no line."""
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Nothing; the first process writes it."""
+
+    def warn(self, text: str) -> None:
+        """Nothing; the first process says it."""
+
+
+@contextmanager
+def joined() -> Iterator[Team]:
+    """Join the processes that torchrun has started: gloo on CPU, NCCL between GPUs and gloo for plain numbers."""
+    from datetime import timedelta
+
+    import torch
+    import torch.distributed as dist
+
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        backend = "cpu:gloo,cuda:nccl"
+    dist.init_process_group(backend, timeout=timedelta(hours=PATIENCE_HOURS))
+    try:
+        yield Team(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()
+
+
+def own_device() -> str:
+    """Where this process computes: its GPU, or the CPU."""
+    import torch
+
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
