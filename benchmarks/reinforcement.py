@@ -23,12 +23,12 @@ STEADY = {"schedule": "constant", "warmup": 0}
 def main(steps: int, folder: Path) -> None:
     answers, pairs = str(DATA / "alpaca_en_demo.json"), str(DATA / "dpo_en_demo.json")
     sft = tunesmith.train(
-        model="embedded", dataset={"path": answers, "max_lost": 1}, cutoff=160, objective={"kind": "sft"},
-        optimizer={"steps": 60, "learning_rate": 5e-4}, batch={"rows": 8}, evaluation={"share": 0.05}, out=folder / "sft",
+        model="embedded", dataset={"path": answers, "max_lost": 1}, cutoff=128, objective={"kind": "sft"},
+        optimizer={"steps": 30, "learning_rate": 5e-4}, batch={"rows": 8}, evaluation={"share": 0.03}, out=folder / "sft",
     )  # fmt: skip
     reward = tunesmith.train(
-        model=str(folder / "sft"), dataset={"path": pairs, "max_lost": 1}, cutoff=256, objective={"kind": "reward", "centre": 0.01},
-        optimizer={"epochs": 2, "learning_rate": 3e-4}, batch={"rows": 4}, evaluation={"share": 0.15, "every_steps": 20},
+        model=str(folder / "sft"), dataset={"path": pairs, "max_lost": 1}, cutoff=192, objective={"kind": "reward", "centre": 0.01},
+        optimizer={"steps": 30, "learning_rate": 3e-4}, batch={"rows": 4}, evaluation={"share": 0.15, "every_steps": 15},
         out=folder / "reward",
     )  # fmt: skip
     found = {
@@ -41,14 +41,14 @@ def main(steps: int, folder: Path) -> None:
     }
     common = {
         "model": str(folder / "sft"), "dataset": str(folder / "sft" / "dataset"), "batch": {"rows": 8},
-        "evaluation": {"every_steps": 5}, "save": {"every_steps": 20},
+        "evaluation": {"every_steps": 10}, "save": {"every_steps": 20},
     }  # fmt: skip
     jobs = {
         "ppo": ({"kind": "ppo", "kl": 0.05}, 1e-4),
         "grpo": ({"kind": "grpo", "answers": 4, "kl": 0.04}, 2e-4),
     }
     for name, (objective, rate) in jobs.items():
-        wish = {**objective, "reward": str(folder / "reward"), "answer_tokens": 48}
+        wish = {**objective, "reward": str(folder / "reward"), "answer_tokens": 32}
         rows = {"rows": 8} if name == "ppo" else {"rows": 4}
         made = tunesmith.train(
             **{**common, "batch": rows}, objective=wish, optimizer={"steps": steps, "learning_rate": rate, **STEADY},

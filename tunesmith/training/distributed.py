@@ -198,4 +198,3 @@ def own_device() -> str:
     import torch
 
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
-

@@ -157,7 +157,9 @@ def _passing_signals_on(process: subprocess.Popen[bytes], *, quiet: bool) -> Ite
 
 
 def _raise_what_happened(folder: Path, processes: int, code: int, heard: list[str]) -> None:
-    said = {rank: files.read_json(path) for rank in range(processes) if (path := folder / ERROR.format(rank=rank)).is_file()}
+    said = {
+        rank: files.read_json(path) for rank in range(processes) if (path := folder / ERROR.format(rank=rank)).is_file()
+    }
     causes = [error for error in said.values() if error["kind"] != LOST]
     if causes:
         first = min(causes, key=lambda error: error["time"])

@@ -197,7 +197,9 @@ def _scorer(job: Job, spread: Spread, stop: Stop) -> Callable[[], dict[str, floa
         return None
 
     def score() -> dict[str, float]:
-        with stop.at_once() if job.team.processes == 1 else nullcontext():  # one that left would keep the others waiting
+        with (
+            stop.at_once() if job.team.processes == 1 else nullcontext()
+        ):  # one that left would keep the others waiting
             if job.rollout:
                 return job.rollout.score(spread.bare)
             return held_out_scores(
