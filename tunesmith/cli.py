@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +85,7 @@ def _main(words: list[str]) -> int:
 def _perform(verb: str, typed: Words) -> int:
     from tunesmith.core.config import load, read_yaml
     from tunesmith.core.files import to_json
+    from tunesmith.core.hardware import hush_libraries
 
     module, overrides = verbs.verb_module(verb), list(typed.overrides)
     where, document, replay_of = f"tunesmith {verb}", {}, None
@@ -104,8 +103,7 @@ def _perform(verb: str, typed: Words) -> int:
     if "dry-run" in typed.flags:
         print(module.preview(config))
         return 0
-    warnings.simplefilter("ignore", FutureWarning)  # libraries speaking to us, not to the person who typed
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_libraries()
     voice = {"quiet": "quiet" in typed.flags, "screen_is_stderr": "json" in typed.flags}
     _, folder = verbs.perform(verb, config, typed.out, resume="resume" in typed.flags, replay_of=replay_of, **voice)
     if "json" in typed.flags:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from tunesmith.core.errors import Paused, TunesmithError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train in a team and return the exit code. All pause together, so that only the first one's code tells of it."""
-    from tunesmith.core.hardware import wait_without_spinning
+    from tunesmith.core.hardware import hush_libraries, wait_without_spinning
 
     words = list(sys.argv[1:] if argv is None else argv)
     launched, is_first = "--launched" in words, os.environ["RANK"] == "0"
-    warnings.simplefilter("ignore", FutureWarning)
+    hush_libraries()
     wait_without_spinning()
     try:
         _train(Path(words[0]), quiet="--quiet" in words, launched=launched)
