@@ -97,6 +97,8 @@ def _perform(verb: str, typed: Words) -> int:
     else:
         if typed.subject and typed.subject.endswith((".yaml", ".yml")):
             where, document = typed.subject, read_yaml(Path(typed.subject))
+            if "resume" in typed.flags and any(name.startswith("devices") for name, _ in overrides):
+                document.pop("devices", None)  # they are named anew, not mended
         elif typed.subject:
             overrides.insert(0, (module.SUBJECT, typed.subject))
         config = load(verbs.config_class(verb), document, overrides, where)
@@ -124,8 +126,10 @@ def _resume(verb: str, typed: Words) -> None:
         typed.out, typed.subject = typed.subject, None
     if not typed.out or not (Path(typed.out) / CONFIG).is_file():
         raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
-    if typed.subject or typed.overrides:
-        raise UsageError("--resume", "takes the config of the run as it is", do="Leave the other options out")
+    others = [name for name, _ in typed.overrides if name.split(".")[0] not in verbs.RESUME_OPTIONS]
+    if typed.subject or others:
+        may = f"only {' and '.join(verbs.RESUME_OPTIONS)} may be others"
+        raise UsageError("--resume", f"takes the config of the run as it is; {may}", do="Leave the other options out")
     typed.subject = str(Path(typed.out) / CONFIG)
 
 

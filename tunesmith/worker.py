@@ -29,14 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(folder: Path, *, quiet: bool, launched: bool) -> None:
     from tunesmith.core.artifacts import as_result
-    from tunesmith.core.config import load, read_yaml
-    from tunesmith.core.run import CONFIG
+    from tunesmith.core.config import load
     from tunesmith.training import launch
     from tunesmith.verbs import train
 
     with launch.one_of_many(folder, quiet=quiet, launched=launched) as (run, orders, team):
-        document = {**read_yaml(folder / CONFIG), "devices": orders["devices"]}
-        config = load(train.TrainConfig, document, where=str(folder / CONFIG))
+        config = load(train.TrainConfig, orders["config"], where=str(folder))
         made = train.work(config, run, orders, team)
         if made:
             launch.deliver(run, as_result(made), launched=launched)

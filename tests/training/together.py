@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from tunesmith.core.config import load, read_yaml
+from tunesmith.core.config import load
 from tunesmith.core.run import Run
 from tunesmith.training import loop
 from tunesmith.training.distributed import SilentRun, joined
@@ -29,7 +29,7 @@ loop.spread_over = seen
 with joined() as team:
     for folder in map(Path, sys.argv[1:]):
         orders = json.loads((folder / "processes" / "orders.json").read_text())
-        config = load(train.TrainConfig, {**read_yaml(folder / "config.yaml"), "devices": orders["devices"]})
+        config = load(train.TrainConfig, orders["config"])
         run = (Run if team.is_first else SilentRun)("train", folder, quiet=True)
         run.replay_of = None
         made = train.work(config, run, orders, team)
