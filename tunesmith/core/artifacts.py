@@ -196,7 +196,7 @@ class Migration:
     counts: dict[str, int]
     """How many keys became an option, had no counterpart, and so on."""
     lost: list[str]
-    """Keys whose wish could not be kept and was left out by the person's word."""
+    """Keys whose wish cannot be kept; where `configs` holds any, they were left out by the person's word."""
     rows: dict[str, int]
     """Files of rows that were written anew, with how many rows each holds."""
     outs: dict[str, str]

@@ -176,7 +176,10 @@ class _Entry:
         return {**TAGS, **given}
 
     def _say_rest(self, layout: str) -> None:
-        self.say_given("formatting", "became", f"dataset.format: {layout}")
+        thinking = (
+            "; LLaMA-Factory writes 'detailed thinking off' into the system message of such rows, Tunesmith does not"
+        )
+        self.say_given("formatting", "became", f"dataset.format: {layout}{thinking if layout == 'openai' else ''}")
         self.say_given("ranking", "became", "dataset.format: preference")
         self.say_given("file_sha1", "no effect", "the ledger of the run holds a sha256 of the rows")
         self.say_given("subset", "no effect", "belongs to a hub")
@@ -185,12 +188,6 @@ class _Entry:
         if split not in {None, "train"}:
             self.say("split", "not supported", "a file has one split. Write the rows you mean into a file", lost=True)
         self.say_given("split", "default", "a file has one split")
-        if layout == "openai":
-            self.say(
-                "formatting",
-                "became",
-                "dataset.format: openai; LLaMA-Factory writes 'detailed thinking off' into the system message of such rows, Tunesmith does not",
-            )
         self.say_given("num_samples", "became", "so many rows, drawn by the seed into rows.jsonl")
 
     def say_given(self, field: str, outcome: Any, text: str) -> None:

@@ -38,7 +38,7 @@ def read_datasets(sheet: Sheet) -> Written:
         trained = _rows(sheet, "dataset", entries, stage) if "train" in sheet.verbs else None
         held = _rows(sheet, "eval_dataset", entries, stage)
     for key, found in (("dataset", trained), ("eval_dataset", held)):
-        if sheet.given(key) and not found and (key == "eval_dataset" or "train" in sheet.verbs):
+        if entries is not None and sheet.given(key) and not found and (key == "eval_dataset" or "train" in sheet.verbs):
             sheet.verdict(key, "not supported", "none of its rows can be read", lost=True)
     sheet.verdict("dataset_dir", "no effect", "no rows are read here")
     if "train" in sheet.verbs and not sheet.given("dataset"):

@@ -114,7 +114,6 @@ GROUPS: tuple[Group, ...] = (
     Group("orthogonal fine-tuning is no method of Tunesmith", "module_dropout=0.0 oft_rank=0 oft_block_size=32 oft_target=all"),
     Group("embeddings under LoRA learn at the rate of the other matrices", "loraplus_lr_embedding=1e-6"),
     Group("block expansion is no method of Tunesmith", "use_llama_pro=false", lost=True, do="Take freeze or lora"),
-    Group("prefix tuning of 2023 for ChatGLM", "pre_seq_len prefix_projection=false"),
     Group("the number of layers is read from the model", "num_hidden_layers"),
     # objectives
     Group("this loss is no objective of Tunesmith", "use_dft_loss=false use_asft_loss=false use_eaft_loss=false", lost=True,
@@ -141,8 +140,7 @@ GROUPS: tuple[Group, ...] = (
           "plot_loss=false include_effective_tokens_per_second=false include_tokens_per_second=false include_num_input_tokens_seen=no "
           "skip_memory_metrics=true save_on_each_node=false average_tokens_across_devices=true debug"),
     Group("the run folder names the run", "run_name project=huggingface trackio_space_id trackio_bucket_id trackio_static_space_id"),
-    Group("another tracker than the run's own events and charts", "use_swanlab=false", missed=True),
-    Group("belongs to SwanLab", "swanlab_project=llamafactory swanlab_workspace swanlab_run_name swanlab_mode=cloud swanlab_api_key "
+    Group("SwanLab is told by its own environment variables (SWANLAB_MODE, SWANLAB_API_KEY)", "swanlab_project=llamafactory swanlab_workspace swanlab_run_name swanlab_mode=cloud swanlab_api_key "
           "swanlab_logdir swanlab_lark_webhook_url swanlab_lark_secret", switch="use_swanlab"),
     Group("no profile is written", "enable_torch_profiler=false profiler_output_dir profiler_wait_steps=1 profiler_warmup_steps=1 "
           "profiler_active_steps=1 profiler_repeat=1 profiler_record_shapes=true profiler_profile_memory=true "

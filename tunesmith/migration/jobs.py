@@ -86,7 +86,7 @@ def _activate(sheet: Sheet) -> None:
     generates = sheet.flag("do_predict") or sheet.flag("predict_with_generate")
     conditions = {
         "train": "train" in verbs, "talk": "chat" in verbs, "export": "export" in verbs,
-        "ask": "chat" in verbs or ("evaluate" in verbs and generates), "talk_or_export": bool({"chat", "export"} & set(verbs)),
+        "ask": "chat" in verbs or ("evaluate" in verbs and generates) or ("train" in verbs and stage == "ppo"), "talk_or_export": bool({"chat", "export"} & set(verbs)),
     }  # fmt: skip
     active |= {name for name, holds in conditions.items() if holds}
     if "train" not in verbs:

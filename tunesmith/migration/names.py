@@ -51,6 +51,8 @@ pissa_convert                   false        method.init                    piss
 freeze_trainable_layers         2            method.layers                  freeze
 freeze_trainable_modules        all          method.modules                 freeze
 freeze_extra_modules            null         method.extra                   freeze
+pre_seq_len                     16           method.tokens                  p_tuning
+prefix_projection               false        method.projection              p_tuning
 pref_beta                       0.1          objective.beta                 dpo_or_kto
 pref_loss                       sigmoid      objective.variant              dpo
 pref_ftx                        0.0          objective.sft_weight           dpo_or_kto
@@ -65,7 +67,7 @@ reward_model                    null         objective.reward               ppo
 reward_model_type               lora         objective.reward               ppo
 ppo_epochs                      4            objective.epochs               ppo
 ppo_buffer_size                 1            batch.accumulate               ppo
-ppo_target                      6.0          objective.kl                   ppo
+ppo_target                      6.0          objective.kl_target            ppo
 ppo_score_norm                  false        objective                      ppo
 ppo_whiten_rewards              false        objective                      ppo
 dataset                         null         dataset.path                   -
@@ -115,6 +117,7 @@ save_strategy                   steps        save.every_steps               trai
 save_steps                      500          save.every_steps               train
 save_total_limit                null         save.keep                      train
 report_to                       none         track                          train
+use_swanlab                     false        track                          train
 do_sample                       true         sampling.temperature           ask
 temperature                     0.95         sampling.temperature           ask
 top_p                           0.7          sampling.top_p                 ask
@@ -159,11 +162,11 @@ RENAMED: dict[str, str] = {
 """What older years called a key -> its name today."""
 
 ASKED = {
-    "train": "do_train: true", "ask": "do_predict or in a file for chat or api", "talk": "a file for chat or api",
+    "train": "do_train: true", "ask": "stage: ppo, do_predict, or in a file for chat or api", "talk": "a file for chat or api",
     "talk_or_export": "a file for chat, api or export", "export": "export_dir", "lora": "training with finetuning_type: lora",
     "freeze": "training with finetuning_type: freeze", "dpo": "training with stage: dpo", "kto": "training with stage: kto",
     "ppo": "training with stage: ppo", "dpo_or_kto": "training with stage: dpo or kto", "simpo": "pref_loss: simpo",
     "dpo_or_kto_or_ppo": "training with stage: dpo, kto or ppo", "quantization_bit": "training with quantization_bit",
-    "pissa_init": "pissa_init: true", "adapter_name_or_path": "training with adapter_name_or_path",
+    "pissa_init": "pissa_init: true", "p_tuning": "training with finetuning_type: p_tuning", "adapter_name_or_path": "training with adapter_name_or_path",
 }  # fmt: skip
 """What a key needs to be read, in the words of a LLaMA-Factory file."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from tunesmith.migration.jobs import STAGES
-from tunesmith.migration.sheet import Sheet
+from pathlib import Path
 
+from tunesmith.migration.jobs import STAGES
+from tunesmith.migration.sheet import Implied, Sheet
+
+KL = 0.2
+"""What the trainer under LLaMA-Factory takes for a nat of divergence (init_kl_coef of TRL 0.9)."""
 LOSSES = ("sigmoid", "hinge", "ipo", "orpo", "simpo")
 
 
@@ -17,9 +21,6 @@ def read_objective(sheet: Sheet) -> None:
     kind = STAGES.get(stage)
     if kind is None:
         sheet.verdict("stage", "wrong", f"no stage of LLaMA-Factory, which has {', '.join(STAGES)}", lost=True)
-        return
-    if not sheet.ours.offers("train", "objective.kind", kind):
-        sheet.unsupported("stage", f"{kind} is not trained by this version", "Take dpo, which needs no reward model")
         return
     sheet.became("stage", "objective.kind", kind)
     reader = {"dpo": _read_dpo, "kto": _read_kto, "ppo": _read_ppo}.get(kind)
@@ -76,26 +77,33 @@ def _read_reference(sheet: Sheet) -> None:
 
 
 def _read_ppo(sheet: Sheet) -> None:
-    has = sheet.ours.option
-    if sheet.get("reward_model_type") == "api":
-        sheet.unsupported(
-            "reward_model_type", "a server is not asked for rewards", "Name a run of stage: rm in reward_model"
-        )
-    sheet.verdict("reward_model_type", "no effect", "the reward model's own folder says what it is")
     reward = str(sheet.get("reward_model") or "")
     if not reward:
         sheet.verdict("stage", "wrong", "LLaMA-Factory ends with an error without reward_model", lost=True)
-    elif has("train", "objective.reward", "ppo"):
-        sheet.became(
-            "reward_model", "objective.reward", reward, "a run of objective reward, or a folder of its weights"
-        )
-    for key, path in (("ppo_epochs", "objective.epochs"), ("ppo_target", "objective.target")):
-        if has("train", path, "ppo"):
-            sheet.became(key, path, sheet.number(key))
-        else:
-            sheet.verdict(key, "not supported", "a fixed weight of the divergence and one pass over an experience")
+    elif sheet.get("reward_model_type") == "api":
+        do = "Name a run of stage: rm in reward_model, or a function as objective.reward: file.py:function"
+        sheet.unsupported("reward_model_type", "a server is not asked for rewards", do)
+    elif any(Path(reward).glob("value_head.*")):
+        text = f"{reward} keeps its head in LLaMA-Factory's own file. Train it here: the same file with stage: rm"
+        sheet.unsupported("reward_model", text)
+    else:
+        sheet.became("reward_model", "objective.reward", reward, "a run of stage: rm, or a classifier with one label")
+    sheet.verdict("reward_model_type", "no effect", "the reward model's own folder says what it is")
+    sheet.became("ppo_epochs", "objective.epochs", sheet.number("ppo_epochs"))
+    sheet.became("ppo_target", "objective.kl_target", sheet.number("ppo_target"))
+    sheet.put("train", "objective.kl", KL, "LLaMA-Factory's trainer begins with it, and no key changes it")
+    sheet.implied.append(Implied("stage", "objective.kl", KL))
+    sheet.became("max_new_tokens", "objective.answer_tokens", sheet.number("max_new_tokens"))
+    for key in ("do_sample", "temperature", "top_p"):
+        text = "answers are drawn at temperature 1 from the whole policy, which is what the ratios in the loss are of"
+        sheet.verdict(key, "not supported", text)
+    sheet.verdict("max_length", "wrong", "LLaMA-Factory never looks at it: max_new_tokens comes first")
     if sheet.number("ppo_buffer_size") > 1:
-        sheet.verdict("ppo_buffer_size", "not supported", "an experience is one step", lost=False)
+        sheet.verdict(
+            "ppo_buffer_size",
+            "not supported",
+            "every update takes all answers of its step: raise batch.accumulate instead",
+        )
     for key in ("ppo_score_norm", "ppo_whiten_rewards"):
         if sheet.flag(key):
             sheet.verdict(key, "not supported", "advantages are whitened, scores are taken as they come")
@@ -104,16 +112,15 @@ def _read_ppo(sheet: Sheet) -> None:
 
 def _read_tricks(sheet: Sheet, kind: str) -> None:
     """Label smoothing and noise on embeddings, for the objectives that have them."""
-    for key, path in (
-        ("label_smoothing_factor", "objective.label_smoothing"),
-        ("neftune_noise_alpha", "objective.neftune_alpha"),
-    ):
-        value = sheet.number(key) if sheet.given(key) else 0.0
-        if not value:
-            continue
-        if kind in {"sft", "pretrain"} and sheet.ours.option("train", path, kind):
-            sheet.became(key, path, value)
-        elif kind in {"sft", "pretrain"}:
-            sheet.unsupported(key, "not there in this version", "Leave it out")
-        else:
-            sheet.unsupported(key, f"{kind} has no such option", "Leave it out")
+    smoothing = sheet.number("label_smoothing_factor")
+    if smoothing and kind == "sft":
+        sheet.became("label_smoothing_factor", "objective.label_smoothing", smoothing)
+    elif smoothing and kind == "pretrain":
+        sheet.unsupported("label_smoothing_factor", "pretrain has no such option", "Leave it out")
+    elif smoothing:
+        sheet.verdict("label_smoothing_factor", "wrong", "LLaMA-Factory never looks at it in this stage")
+    noise = sheet.number("neftune_noise_alpha") if sheet.given("neftune_noise_alpha") else 0
+    if noise and sheet.ours.option("train", "objective.neftune_alpha", kind):
+        sheet.became("neftune_noise_alpha", "objective.neftune_alpha", noise)
+    elif noise:
+        sheet.unsupported("neftune_noise_alpha", f"{kind} has no such option", "Leave it out")

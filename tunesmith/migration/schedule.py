@@ -10,6 +10,7 @@ SCHEDULES = {"linear": "linear", "cosine": "cosine", "constant": "constant", "co
 OPTIMIZERS = {
     "adamw_8bit": "adamw_8bit", "adamw_bnb_8bit": "adamw_8bit", "paged_adamw_8bit": "paged_adamw_8bit", "adafactor": "adafactor",
 }  # fmt: skip
+TRACKERS = ("tensorboard", "wandb", "swanlab", "trackio", "mlflow")
 ADAMW = (
     "adamw_torch",
     "adamw_torch_fused",
@@ -42,6 +43,8 @@ def _read_batch(sheet: Sheet) -> None:
     sheet.became("per_device_train_batch_size", "batch.rows", sheet.number("per_device_train_batch_size"), note)
     sheet.became("gradient_accumulation_steps", "batch.accumulate", sheet.number("gradient_accumulation_steps"))
     neat, packed = sheet.flag("neat_packing"), sheet.given("packing") and sheet.flag("packing")
+    if neat and sheet.get("stage") != "sft":
+        sheet.verdict("neat_packing", "wrong", "LLaMA-Factory ends with an error: only with stage: sft")
     if sheet.get("stage") == "pt":
         text = "documents are laid end to end and cut at the cutoff"
         given_up = sheet.given("packing") and not packed
@@ -92,14 +95,12 @@ def _read_optimizer(sheet: Sheet) -> None:
     name = str(sheet.get("optim"))
     if name in ADAMW:
         sheet.verdict("optim", "default", "AdamW, fused")
-    elif name in OPTIMIZERS and sheet.ours.offers("train", "optimizer.kind", OPTIMIZERS[name]):
+    elif name in OPTIMIZERS:
         sheet.became("optim", "optimizer.kind", OPTIMIZERS[name])
     else:
-        sheet.unsupported("optim", f"{name} is no optimizer of this version", "Leave it out for AdamW")
-    if sheet.flag("use_muon") and sheet.ours.offers("train", "optimizer.kind", "muon"):
+        sheet.unsupported("optim", f"{name} is no optimizer of Tunesmith", "Leave it out for AdamW")
+    if sheet.flag("use_muon"):
         sheet.became("use_muon", "optimizer.kind", "muon")
-    elif sheet.flag("use_muon"):
-        sheet.unsupported("use_muon", "Muon is not there in this version", "Leave it out for AdamW")
     note = "biases and norms too" if sheet.number("weight_decay") else ""
     sheet.became("weight_decay", "optimizer.weight_decay", sheet.number("weight_decay"), note)
     norm = sheet.number("max_grad_norm")
@@ -229,10 +230,14 @@ def _read_saving(sheet: Sheet) -> None:
 
 
 def _read_trackers(sheet: Sheet) -> None:
-    wanted = [word for word in sheet.words("report_to") if word.lower() != "none"]
-    if not wanted:
-        sheet.verdict("report_to", "default", "events.jsonl, loss.png")
-    elif sheet.ours.option("train", "track"):
+    words = [word.lower() for word in sheet.words("report_to") if word.lower() != "none"]
+    wanted = [word for word in words if word in TRACKERS]
+    if wanted:
         sheet.became("report_to", "track", wanted)
-    else:
-        sheet.verdict("report_to", "not supported", "every step is in events.jsonl, the curves are in loss.png")
+    others = [word for word in words if word not in wanted]
+    if others:
+        text = f"{', '.join(others)}: not a tracker of Tunesmith, which has {', '.join(TRACKERS)}"
+        sheet.verdict("report_to", "not supported", text)
+    sheet.verdict("report_to", "default", "events.jsonl, loss.png")
+    if sheet.flag("use_swanlab"):
+        sheet.became("use_swanlab", "track", [*wanted, *(["swanlab"] if "swanlab" not in wanted else [])])

@@ -13,7 +13,7 @@ from tunesmith.migration.groups import Group, grouped
 from tunesmith.migration.names import ASKED, MAPPED, RENAMED
 
 Outcome = Literal["became", "default", "no effect", "not supported", "wrong"]
-OWNERS = ("stage", "finetuning_type", "pref_loss", "do_train", "dataset", "eval_dataset")
+OWNERS = ("stage", "finetuning_type", "pref_loss", "do_train", "dataset_dir", "dataset", "eval_dataset")
 """Keys on which others depend: where one cannot be kept, nobody has asked for what belongs to it."""
 SECRETS = ("token", "api_key", "secret", "webhook")
 
@@ -50,11 +50,6 @@ class Ours:
         """The option at a dotted path, for a kind of its section; None where there is none."""
         fitting = [option for option in self._options[verb] if option.path == path]
         return next((option for option in fitting if option.kind in {"", kind}), None)
-
-    def offers(self, verb: str, path: str, choice: str) -> bool:
-        """Whether an option has a choice."""
-        option = self.option(verb, path)
-        return option is not None and choice in option.type.split(" | ")
 
 
 @dataclass

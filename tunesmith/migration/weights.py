@@ -49,9 +49,7 @@ def _read_adapter(sheet: Sheet, adapters: tuple[str, ...], typed: str) -> None:
         text += "; it is merged, and a new one is trained on top"
         text += "" if fresh else ", where LLaMA-Factory goes on with the old one"
         if sheet.get("stage") == "dpo" and not fresh:
-            text += (
-                ". The reference is then what you begin with; LLaMA-Factory compares with the model below the adapter"
-            )
+            text += ". The reference is what you begin with; LLaMA-Factory compares with the model below the adapter"
         sheet.verdict("create_new_adapter", "became" if fresh else "default", "a new adapter is trained on top")
     sheet.verdict("adapter_name_or_path", "became", text)
     note = Path(adapter) / "adapter_config.json"
@@ -81,12 +79,12 @@ def read_method(sheet: Sheet) -> None:
         for key in ("finetuning_type", "quantization_bit"):
             sheet.verdict(key, "no effect", "nothing is trained here; the weights are taken as they are stored")
         return
-    if kind not in {"lora", "freeze", "full"}:
-        do = "Take lora, freeze or full" + ("; p_tuning of 2023 is prefix tuning" if kind == "p_tuning" else "")
-        sheet.unsupported("finetuning_type", f"{kind} is no method of Tunesmith", do)
+    if kind not in {"lora", "freeze", "full", "p_tuning"}:
+        sheet.unsupported("finetuning_type", f"{kind} is no method of Tunesmith", "Take lora, freeze or full")
         return
     if kind != "lora":
-        sheet.became("finetuning_type", "method.kind", kind)
+        note = "P-tuning v2, as the first year's files mean it" if kind == "p_tuning" else ""
+        sheet.became("finetuning_type", "method.kind", "prefix" if kind == "p_tuning" else kind, note)
         if sheet.given("quantization_bit"):
             text = (
                 f"LLaMA-Factory ends with an error: {kind} cannot train quantized weights. Take finetuning_type: lora"
@@ -94,6 +92,9 @@ def read_method(sheet: Sheet) -> None:
             sheet.verdict("quantization_bit", "wrong", text, lost=True)
         if kind == "freeze":
             _read_freeze(sheet)
+        if kind == "p_tuning":
+            sheet.became("pre_seq_len", "method.tokens", sheet.number("pre_seq_len"))
+            sheet.became("prefix_projection", "method.projection", sheet.flag("prefix_projection"))
         return
     four_bits = _read_quantization(sheet)
     sheet.became(

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 SUBJECT = "source"
 EXPLAINED = "explained.md"
+FOLDERS = {"train": "output_dir", "export": "export_dir"}
+"""Verb -> the key by which a LLaMA-Factory file names the folder of its result."""
 
 
 class MigrateConfig(Config):
@@ -24,7 +26,7 @@ class MigrateConfig(Config):
     """A YAML or JSON file of LLaMA-Factory, of any year; the datasets it names are found through its dataset_info.json."""
     lost: Literal["refuse", "leave"] = "refuse"
     """What to do where the file asks for something that cannot be kept, so that the result would be another one: refuse
-    writes explained.md and ends with exit code 2, leave writes the configs without it."""
+    writes explained.md and no config and ends with exit code 2, leave writes the configs without it."""
 
 
 def preview(config: MigrateConfig) -> str:
@@ -35,28 +37,37 @@ def preview(config: MigrateConfig) -> str:
 def run(config: MigrateConfig, run: Run) -> Migration:
     """Write `<verb>.yaml` for all that the file asks for, `explained.md`, and rows that no reader of ours takes as they are.
 
-    Raises UsageError where something would be lost, once explained.md is written; and for a file that is not LLaMA-Factory's.
+    Where something would be lost, a UsageError is left in `run.unproven`. Raises UsageError for a file that is not
+    LLaMA-Factory's, DataError for rows that cannot be read.
     """
     from tunesmith.core import files
-    from tunesmith.core.artifacts import Migration
-    from tunesmith.migration.told import as_markdown, as_yaml, command, counts
+    from tunesmith.migration.told import as_markdown, as_yaml, command
 
     migrated = translate(Path(config.source), run.folder)
     files.write_text(run.folder / EXPLAINED, as_markdown(migrated))
     _tell(migrated, run)
     if migrated.lost and config.lost == "refuse":
-        raise _refusal(migrated, f"See {run.folder / EXPLAINED}, then change the file or give --lost leave")
+        run.unproven = _refusal(migrated, f"See {run.folder / EXPLAINED}, then change the file or give --lost leave")
+        return _made(migrated, run, {})
     check(migrated)
     for name, rows in migrated.rows.items():
         files.write_jsonl(run.folder / name, rows.converted())
-    for verb in migrated.documents:
-        files.write_text(run.folder / f"{verb}.yaml", as_yaml(migrated, verb))
+    configs = {verb: run.folder / f"{verb}.yaml" for verb in migrated.documents}
+    for verb, path in configs.items():
+        files.write_text(path, as_yaml(migrated, verb))
         run.say(f"config    {command(migrated, verb, run.folder)}")
+    return _made(migrated, run, configs)
+
+
+def _made(migrated: Migrated, run: Run, configs: dict[str, Path]) -> Migration:
+    from tunesmith.core.artifacts import Migration
+    from tunesmith.migration.told import counts
+
     return Migration(
-        source=Path(config.source), configs={verb: str(run.folder / f"{verb}.yaml") for verb in migrated.documents},
-        explained=run.folder / EXPLAINED, counts={str(outcome): count for outcome, count in counts(migrated).items()},
-        lost=[verdict.key for verdict in migrated.lost], rows={name: rows.count for name, rows in migrated.rows.items()},
-        outs=migrated.outs,
+        source=migrated.source, configs={verb: str(path) for verb, path in configs.items()}, explained=run.folder / EXPLAINED,
+        counts={str(outcome): count for outcome, count in counts(migrated).items()},
+        lost=[verdict.key for verdict in migrated.lost], outs=migrated.outs,
+        rows={name: rows.count for name, rows in migrated.rows.items()} if configs else {},
     )  # fmt: skip
 
 
@@ -81,37 +92,56 @@ def check(migrated: Migrated) -> None:
 
 
 def adopt(
-    verb: str, source: Path, document: dict[str, Any], out: str | None, **how: Any
+    verb: str, source: Path, document: dict[str, Any], out: str | None, *, dry: bool = False, **voice: Any
 ) -> tuple[dict[str, Any], str | None]:
     """A YAML that was given to another verb: as it is, or made of a LLaMA-Factory file by a migration beside the run.
 
-    Returns our document and the folder for the run (LLaMA-Factory's own where none is given). `how` goes to the migration's run;
-    `dry` writes nothing. Raises UsageError where the file does not ask for this verb.
+    Returns our document and the folder for the run (the file's own where none is given). `dry` writes nothing, `voice` is
+    how the migration speaks. Raises UsageError where the file does not ask for this verb, or something would be lost.
     """
     from tunesmith import verbs
     from tunesmith.core.config import read_yaml
     from tunesmith.migration.llamafactory import VERBS, is_llamafactory
 
-    if verb not in VERBS or not is_llamafactory(document):
+    if verb not in (*VERBS, "plan") or not is_llamafactory(document):
         return document, out
-    if how.pop("dry", False):
-        migrated = translate(source, Path(f"{out}-migrated" if out else "runs/migrate-TIME"))
+    beside = _beside(out or str(document.get(FOLDERS.get(verb, "")) or f"runs/{source.stem}"))
+    if dry:
+        migrated = translate(source, beside)
         if migrated.lost:
             raise _refusal(migrated, f"tunesmith migrate {source} explains it")
-        return _asked(verb, source, migrated.documents), out
-    made, folder = verbs.perform(
-        "migrate", MigrateConfig(source=str(source)), f"{out}-migrated" if out else None, **how
-    )
-    _asked(verb, source, made.configs)
-    return read_yaml(folder / f"{verb}.yaml"), out or made.outs.get(verb)
+        return _for_verb(verb, _asked(verb, source, migrated.documents)), out
+    made, _ = verbs.perform("migrate", MigrateConfig(source=str(source)), beside, **voice)
+    return _for_verb(verb, read_yaml(Path(_asked(verb, source, made.configs)))), out or made.outs.get(verb)
+
+
+def _beside(run: str) -> Path:
+    """A folder for the migration that is not there yet: a second try does not stumble over the first."""
+    names = (Path(f"{run}-migrated{'' if n == 1 else f'-{n}'}") for n in range(1, 1000))
+    return next(path for path in names if not path.exists())
 
 
 def _asked(verb: str, source: Path, found: dict[str, Any]) -> Any:
-    if verb not in found:
-        raise UsageError(
-            str(source), f"asks for {' and '.join(found)}, not for {verb}", do=f"tunesmith {next(iter(found))} {source}"
-        )
-    return found[verb]
+    """What was made for a verb; a plan is one of the training."""
+    asked = "train" if verb == "plan" else verb
+    if asked not in found:
+        do = f"tunesmith {next(iter(found))} {source}"
+        raise UsageError(str(source), f"asks for {' and '.join(found)}, not for {verb}", do=do)
+    return found[asked]
+
+
+def _for_verb(verb: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The document, for a plan without what a plan does not ask."""
+    from tunesmith import verbs
+    from tunesmith.core.config import options
+
+    if verb != "plan":
+        return document
+    known = {option.path for option in options(verbs.config_class(verb))}
+    sections = {name: value for name, value in document.items() if isinstance(value, dict)}
+    kept = {name: {k: v for k, v in inner.items() if f"{name}.{k}" in known} for name, inner in sections.items()}
+    plain = {name: value for name, value in document.items() if name in known}
+    return plain | {name: inner for name, inner in kept.items() if inner}
 
 
 def _refusal(migrated: Migrated, do: str) -> UsageError:
