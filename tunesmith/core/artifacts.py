@@ -183,3 +183,21 @@ class Quickstart:
     package: Path
     answer: dict[str, str]
     """The question asked over HTTP at the end, and what came back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A file of another platform that became configs of ours."""
+
+    source: Path
+    configs: dict[str, str]
+    """Verb -> the config that was written for it."""
+    explained: Path
+    counts: dict[str, int]
+    """How many keys became an option, had no counterpart, and so on."""
+    lost: list[str]
+    """Keys whose wish cannot be kept; where `configs` holds any, they were left out by the person's word."""
+    rows: dict[str, int]
+    """Files of rows that were written anew, with how many rows each holds."""
+    outs: dict[str, str]
+    """Verb -> the folder in which the file wants its result."""

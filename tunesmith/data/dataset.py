@@ -40,8 +40,8 @@ class Rows:
         self._ids = np.load(folder / f"{split}.ids.npy", mmap_mode="r")
         self._trained = np.load(folder / f"{split}.trained.npy", mmap_mode="r")
         ends = np.load(folder / f"{split}.ends.npy")
-        self._ends = ends.reshape(len(ends), -1)  # (rows, sequences)
-        self._starts = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
+        self._ends = ends.reshape(-1, 1) if ends.ndim == 1 else ends  # (rows, sequences), rows may be none
+        self._starts = np.concatenate([[0], self._ends.reshape(-1)])[:-1].reshape(self._ends.shape)
         self.lengths: list[int] = (self._ends - self._starts).max(axis=1, initial=0).tolist()
         self.labels: list[int] = [
             sum(int(row.trained[1:].sum()) for row in self.sequences(number)) for number in range(len(self))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED

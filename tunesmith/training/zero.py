@@ -26,7 +26,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 def preset(wish: Wish, *, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's config. Weights stay in the precision they are loaded in, forward passes compute under torch's autocast:
-    what is trained is fp32, as in one process."""
+    what is trained is fp32, as in one process.
+    """
     stage, offload = wish.devices.stage, wish.devices.offload or "none"
     to_cpu = {"device": "cpu", "pin_memory": on_gpu}
     spread: dict[str, Any] = {
@@ -52,7 +53,9 @@ class Zero(Spread):
         import deepspeed
         import deepspeed.ops
 
-        deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # nothing is compiled: Adam is torch's, messages are its too
+        deepspeed.ops.__compatible_ops__ = defaultdict(
+            bool
+        )  # nothing is compiled: Adam is torch's, messages are its too
         self.bare, self.team, self.device = model, team, torch.device(own_device())
         self._stage, self._limit = int(wish.devices.stage or 0), wish.optimizer.max_gradient_norm
         compute_in(model, wish.precision, self.device)
