@@ -11,7 +11,7 @@ from tunesmith.core.config import Config
 from tunesmith.data.batch import collate
 
 if TYPE_CHECKING:
-    from tunesmith.data.dataset import Rows
+    from tunesmith.data.dataset import Few, Rows
     from tunesmith.training.objectives import Objective
 
 
@@ -29,7 +29,7 @@ class EvaluationConfig(Config):
 
 
 def held_out_scores(
-    objective: Objective, model: Any, rows: Rows, *, rows_at_once: int, pad_token: int, device: Any = "cpu"
+    objective: Objective, model: Any, rows: Rows | Few, *, rows_at_once: int, pad_token: int, device: Any = "cpu"
 ) -> dict[str, float]:
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tunesmith.core.examples import IGNORED
 from tunesmith.core.hardware import memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
-from tunesmith.data.dataset import Rows
+from tunesmith.data.dataset import Few, Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
@@ -27,6 +28,7 @@ from tunesmith.training.objectives import Objective
 from tunesmith.training.optimizer import OptimizerConfig, learning_rate, make_optimizer, set_rate
 from tunesmith.training.rollout import Rollout
 from tunesmith.training.stop import Stop
+from tunesmith.training.watch import TRAINED_ROWS, Watch, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,8 @@ class Job:
     """How answers are drawn, for objectives that learn from their own."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest of a checkpoint says about its origin."""
+    watch: Watch = field(default_factory=Watch)
+    """What is looked at while training, and what a finding leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +92,19 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     model, stepper = accelerator.prepare(job.model, optimizer)
     model.train()
     per_epoch, steps = count_steps(len(job.rows), job.batch, job.optimizer)
-    tokens, seconds = 0, 0.0
+    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run)
     with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
-        score = _scorer(job, model, accelerator, stop)
+        score = _scorer(job, job.held_out, model, accelerator, stop)
         base_loss = _first_evaluation(run, score, resumed=position.step > 0)
+        few = Few.of(job.rows, 0 if job.rollout else TRAINED_ROWS)  # what is drawn anew has no loss to compare
+        watcher.begin(
+            accelerator.unwrap_model(model), _scorer(job, few, model, accelerator, stop), position.step,
+            steps=steps, steps_per_epoch=per_epoch,
+        )  # fmt: skip
         bar.skip(position.step)
         position = _evaluate(job, run, score, position, steps)
+        with suppress(Paused), stop.at_once():
+            watcher.look(position.step, due=_is_due(job, position, steps))
         if stop.asked:
             raise stop.paused(f"in the evaluation after step {position.step}, which is saved")
         for step, batches in _steps(job, per_epoch, position.step, steps):
@@ -103,20 +114,28 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             updates, seen = _updates(job, accelerator.unwrap_model(model), step, batches)
             rate = learning_rate(job.optimizer, step, steps)
             numbers = _one_step(job, model, accelerator, stepper, updates, rate) | seen
+            numbers |= watcher.after_step(batches)
             seconds += time.perf_counter() - started
             tokens += numbers["tokens"]
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
             position = _evaluate(job, run, score, position, steps)
-            if stop.asked or _save_now(job, position, steps):
+            with suppress(Paused), stop.at_once():
+                watcher.look(position.step, loss=numbers["loss"], due=_is_due(job, position, steps))
+            if stop.asked or watcher.is_over or _save_now(job, position, steps):
                 _save(job, run, accelerator.unwrap_model(model), optimizer, position)
             if stop.asked:
                 raise stop.paused(f"after step {position.step} of {steps}, which is saved")
+            if watcher.is_over:
+                break
+    watcher.end()
     stopped = _enough(job, position)
     if stopped:
         run.say(f"stopped at step {position.step}: no better held-out loss in {position.bad_evaluations} evaluations")
-    last_loss = base_loss if position.held_out_loss is None else position.held_out_loss
-    return Outcome(position, steps, base_loss, last_loss, tokens / seconds if seconds else 0.0, stopped)
+    last_loss = position.held_out_loss if position.judged_step else base_loss
+    return Outcome(
+        position, steps, base_loss, last_loss, tokens / seconds if seconds else 0.0, stopped or watcher.is_over
+    )
 
 
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
@@ -161,29 +180,42 @@ def _update(job: Job, model: Any, accelerator: Accelerator, optimizer: Any, batc
     batches, so that accumulation gives the gradient of the one large batch.
     """
     count = sum(job.objective.count(batch) for batch in batches)
+    over = max(count, 1)  # a step without labels has no gradient, and its weights stay numbers
     total, metrics = 0.0, Counter[str]()
     for batch in batches:
         loss, seen = job.objective.loss(model, {name: value.to(accelerator.device) for name, value in batch.items()})
-        accelerator.backward(loss / count)
-        total += loss.item() / count
-        metrics.update({name: value / count for name, value in seen.items()})
+        accelerator.backward(loss / over)
+        total += loss.item() / over
+        metrics.update({name: value / over for name, value in seen.items()})
     limit = job.optimizer.max_gradient_norm
     norm = accelerator.clip_grad_norm_(model.parameters(), limit if limit is not None else math.inf)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return {"loss": total, "gradient_norm": math.nan if norm is None else float(norm), **metrics}
+    loss = total if count else math.nan
+    return {"loss": loss, "gradient_norm": math.nan if norm is None else float(norm), **metrics}
 
 
 def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
-    if not math.isfinite(numbers["loss"]):
-        run.warn(f"step {position.step}: the loss is {numbers['loss']}; lower the learning rate")
-    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1), memory_bytes=memory_bytes())
+    run.event(
+        "step", step=position.step, **_finite(numbers), tokens_per_second=round(rate, 1), memory_bytes=memory_bytes()
+    )
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
-def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Callable[[], dict[str, float]] | None:
-    if not len(job.held_out):
+def _finite(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Numbers as JSON can hold them, and digests."""
+    return {name: value if isinstance(value, str) else _known(value) for name, value in numbers.items()}
+
+
+def _known(value: float) -> float | None:
+    """A number, or None for what is none: so it stands in events, checkpoints and results."""
+    return value if math.isfinite(value) else None
+
+
+def _scorer(
+    job: Job, rows: Rows | Few, model: Any, accelerator: Accelerator, stop: Stop
+) -> Callable[[], dict[str, float]] | None:
+    if not len(rows):
         return None
 
     def score() -> dict[str, float]:
@@ -191,7 +223,7 @@ def _scorer(job: Job, model: Any, accelerator: Accelerator, stop: Stop) -> Calla
             if job.rollout:
                 return job.rollout.score(accelerator.unwrap_model(model))
             return held_out_scores(
-                job.objective, model, job.held_out,
+                job.objective, model, rows,
                 rows_at_once=job.batch.rows, pad_token=job.pad_token, device=accelerator.device,
             )  # fmt: skip
 
@@ -204,9 +236,9 @@ def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *,
     if score is None or known:
         return known[0] if known else None
     scores = score()
-    run.event("evaluation", step=0, **scores)
+    run.event("evaluation", step=0, **_finite(scores))
     run.say(f"before training: {_in_words(scores)}")
-    return _decisive(scores)
+    return _known(_decisive(scores))
 
 
 def _decisive(scores: dict[str, Any]) -> float:
@@ -218,8 +250,7 @@ def _evaluate(
     job: Job, run: Run, score: Callable[[], dict[str, float]] | None, position: Position, steps: int
 ) -> Position:
     """Score the held-out rows where it is due; cut off by a stop, it stays due, and the resumed run begins with it."""
-    due = position.step % job.evaluation.every_steps == 0 or position.step == steps
-    if score is None or not due or position.judged_step == position.step:
+    if score is None or not _is_due(job, position, steps) or position.judged_step == position.step:
         return position
     try:
         scores = score()
@@ -228,19 +259,23 @@ def _evaluate(
     return _judge(position, scores, run)
 
 
+def _is_due(job: Job, position: Position, steps: int) -> bool:
+    return position.step % job.evaluation.every_steps == 0 or position.step == steps
+
+
 def _enough(job: Job, position: Position) -> bool:
     """Whether the patience is used up."""
     return job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
 
 
 def _judge(position: Position, scores: dict[str, float], run: Run) -> Position:
-    loss = _decisive(scores)
-    position = replace(position, judged_step=position.step, held_out_loss=loss)
-    better = position.best_loss is None or loss < position.best_loss
-    run.event("evaluation", step=position.step, **scores, best=better)
+    known = _known(_decisive(scores))
+    position = replace(position, judged_step=position.step, held_out_loss=known)
+    better = known is not None and (position.best_loss is None or known < position.best_loss)
+    run.event("evaluation", step=position.step, **_finite(scores), best=better)
     run.say(f"step {position.step}: {_in_words(scores)}{' (best)' if better else ''}")
     if better:
-        return replace(position, best_loss=loss, best_step=position.step, bad_evaluations=0)
+        return replace(position, best_loss=known, best_step=position.step, bad_evaluations=0)
     return replace(position, bad_evaluations=position.bad_evaluations + 1)
 
 
@@ -279,15 +314,14 @@ def _continue(job: Job, run: Run, optimizer: torch.optim.Optimizer) -> Position:
     return position
 
 
-def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, float]:
-    """Mean training loss over the last epoch, from the run's own events (resumed or not)."""
+def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, Any]:
+    """Mean training loss over the last epoch, from the run's own events (resumed or not); None where it is no number."""
     series = loss_series(run)
     last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
-    count = sum(numbers["count"] for numbers in last)
-    loss = (
-        sum((math.nan if numbers["loss"] is None else numbers["loss"]) * numbers["count"] for numbers in last) / count
-    )
-    return {"train_loss": loss, "epochs": outcome.position.step / per_epoch}
+    counted = [(math.nan if n["loss"] is None else n["loss"], n["count"]) for n in last if n["count"]]
+    loss = sum(loss * count for loss, count in counted) / max(sum(count for _, count in counted), 1)
+    known = loss if counted and math.isfinite(loss) else None
+    return {"train_loss": known, "epochs": outcome.position.step / per_epoch}
 
 
 def loss_series(run: Run) -> dict[int, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.core.config import Config
 
-VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart")
+VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "doctor", "quickstart")
 RESUMABLE = ("train",)
 REPLAYABLE = ("train",)
 

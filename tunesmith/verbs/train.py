@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
+from tunesmith.training.diagnosis import DiagnosisConfig
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from tunesmith.core.run import Run
     from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found
+    from tunesmith.training.watch import Watch
 
 SUBJECT = "dataset"
 
@@ -61,6 +64,8 @@ class TrainConfig(Config):
     """Arithmetic: auto takes bf16 where the processor has it. Trained weights are kept in fp32 in any case."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation while training."""
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
+    """What is looked for while training, and what a finding leads to."""
     save: SaveConfig = SaveConfig()
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
@@ -256,6 +261,7 @@ def _job(
         rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
         rollout=_rollout(config, model, splits, dataset, tokenizer),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
+        watch=_watch(config, splits, dataset, tokenizer),
     )  # fmt: skip
 
 
@@ -283,11 +289,27 @@ def _rollout(config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: 
     )  # fmt: skip
 
 
+def _watch(config: TrainConfig, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any) -> Watch:
+    """What is known before the first step, and what it asks the model; a reward model has nothing to say."""
+    from tunesmith.training.probes import Probes
+    from tunesmith.training.watch import Watch
+
+    facts = {
+        "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
+        "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
+        "vocabulary": len(tokenizer), "method": config.method.kind, "objective": config.objective.kind,
+        "learning_rate": config.optimizer.learning_rate,
+    }  # fmt: skip
+    if config.objective.kind == "reward":
+        return Watch(config.diagnosis, facts)
+    rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
+    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": choose_precision(config) == "bf16"}
+    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
+
+
 def _finish(
     config: TrainConfig, run: Run, outcome: Any, dataset: Dataset, plan: MemoryPlan, seconds: float
 ) -> Training:
-    import math
-
     from tunesmith.core.artifacts import Training
     from tunesmith.core.hardware import peak_memory_bytes
     from tunesmith.training.chart import draw_losses
@@ -304,11 +326,12 @@ def _finish(
         scores = {**dict.fromkeys(scores), **turned}
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, **scores,
-        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None,
+        perplexity=_perplexity(config, loss),
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
+        findings=[event["name"] for event in run.events() if event["event"] == "finding"],
         replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, config.batch, config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
@@ -317,3 +340,11 @@ def _finish(
         f"done      {made.steps} steps in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s, {made.checkpoint}"
     )
     return made
+
+
+def _perplexity(config: TrainConfig, loss: float | None) -> float | None:
+    """exp(loss), where the loss is in nats a token and the number is one that can be written down."""
+    import math
+
+    largest = math.log(sys.float_info.max)
+    return math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN and loss < largest else None
