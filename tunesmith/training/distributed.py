@@ -125,7 +125,7 @@ class Team:
         return own.model_copy(update={"accumulate": own.accumulate * self.processes})
 
     def shares(self, batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This process's batches and whether each counts.
+        """The batches of this process, and whether each counts.
 
         All processes get equally many, since each of them takes part in every exchange: where batches run out, one that
         another process has too comes again and does not count.
@@ -134,7 +134,7 @@ class Team:
             place = first + self.rank
             yield (batches[place], True) if place < len(batches) else (batches[first], False)
 
-    def total(self, numbers: dict[str, float]) -> dict[str, float]:
+    def total(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """The sums over all processes, the same to the last bit in each of them."""
         if self.processes == 1:
             return numbers
