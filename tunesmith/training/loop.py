@@ -22,7 +22,7 @@ from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Few, Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
-from tunesmith.training.distributed import ALONE, DevicesConfig, Team
+from tunesmith.training.distributed import ALONE, ONE, DevicesConfig, Team
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
 from tunesmith.training.judge import finite, first_evaluation, judge
 from tunesmith.training.objectives import Objective
@@ -56,7 +56,7 @@ class Job:
     read_weights: Callable[[Any, Path], None]
     rollout: Rollout | None = None
     """How answers are drawn, for objectives that learn from their own."""
-    devices: DevicesConfig = field(default_factory=DevicesConfig)
+    devices: DevicesConfig = ONE
     """How model and optimizer are held; a stage is decided."""
     team: Team = ALONE
     """The processes that train together."""

@@ -18,7 +18,7 @@ from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.diagnosis import DiagnosisConfig
-from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions
+from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions, plan_devices
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
@@ -121,12 +121,13 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
         raise UsageError("diagnosis.on_disease", "several processes are warned, not stopped", do="Take warn")
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
-    plan = _plan(config, found, dataset, precision, run)
+    plan, devices = _plan(config, found, dataset, precision, run)
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
     if config.devices.kind != "one":
-        told = {"config": config.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
-        return launch(config.devices, run, told)
+        decided = config.model_copy(update={"devices": devices})
+        told = {"config": decided.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
+        return launch(devices, run, told)
     made = _train(config, run, Ready(found, tokenizer, dataset, plan), ALONE)
     assert made
     return made
@@ -206,18 +207,18 @@ def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
 
 def _plan(
     config: TrainConfig, found: Found, dataset: Dataset, precision: Literal["fp32", "bf16"], run: Run
-) -> MemoryPlan:
-    """Print the memory plan; refuse what cannot fit unless the config says otherwise."""
-    from tunesmith.core.hardware import probe
+) -> tuple[MemoryPlan, DevicesConfig]:
+    """Print the memory plan, and decide what the devices leave open; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish, plan_memory
+    from tunesmith.planning.memory import Wish
     from tunesmith.planning.table import plan_lines
     from tunesmith.verbs.plan import largest_batch
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
+    together = Team(processes=config.devices.total).batch(config.batch)
+    batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
     sequences = config.batch.rows * rows.each
     if isinstance(config.objective, Ppo | Grpo):
         sequences, tokens = config.batch.rows, config.objective.answer_tokens
@@ -228,8 +229,8 @@ def _plan(
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
     )  # fmt: skip
-    plan = plan_memory(shape, wish, probe())
-    for line in plan_lines(plan):
+    plan, devices, reasons = plan_devices(shape, wish, config.devices)
+    for line in [*plan_lines(plan), *reasons]:
         run.say(line)
     if not plan.fits and config.memory.exceed == "refuse":
         raise CapacityError(
@@ -239,7 +240,7 @@ def _plan(
         )  # fmt: skip
     if not plan.fits:
         run.warn("the plan does not fit this machine; trying all the same, as the config says")
-    return plan
+    return plan, devices
 
 
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
