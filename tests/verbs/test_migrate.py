@@ -37,7 +37,9 @@ def train(sample: str, model: Path, out: Path, *more: str) -> dict:
 
 @pytest.mark.parametrize("sample", TRAINED)
 def test_files_of_all_years_train(sample, tiny_model, tmp_path):
-    made = train(sample, tiny_model, tmp_path / "run", "--precision", "fp32", "--track", "[]")
+    made = train(
+        sample, tiny_model, tmp_path / "run", "--precision", "fp32", "--track", "[]", "--devices", "{kind: one}"
+    )
     assert made["steps"] >= 2
     assert Path(made["checkpoint"]).is_dir()
     assert (tmp_path / "run-migrated" / "explained.md").is_file()

@@ -160,10 +160,8 @@ GROUPS: tuple[Group, ...] = (
           "eval_num_beams generation_num_beams generation_config", missed=True, do="Leave it out"),
     Group("special tokens are never part of an answer", "skip_special_tokens=true generation_max_length"),
     # processes
-    Group("one process here: a step then has per_device_train_batch_size x gradient_accumulation_steps rows, not times the number of "
-          "processes", "deepspeed fsdp fsdp_config fsdp_min_num_params=0 fsdp_transformer_layer_cls_to_wrap parallelism_config "
-          "ray_num_workers=1", missed=True, do="Raise batch.accumulate by the number of processes you had"),
-    Group("belongs to training in several processes", "ddp_timeout=1800 ddp_find_unused_parameters ddp_bucket_cap_mb "
+    Group("tensor and context parallelism are not there", "parallelism_config", lost=True, do="Take deepspeed, or leave it out"),
+    Group("belongs to training in several processes", "fsdp_config fsdp_min_num_params=0 fsdp_transformer_layer_cls_to_wrap ddp_timeout=1800 ddp_find_unused_parameters ddp_bucket_cap_mb "
           "ddp_broadcast_buffers ddp_static_graph ddp_backend local_rank=-1 xpu_backend ray_init_kwargs ray_run_name ray_storage_path "
           "ray_storage_filesystem ray_scope=last resources_per_worker placement_strategy master_addr master_port tpu_num_cores "
           "tpu_metrics_debug=false mp_parameters sharded_ddp half_precision_backend=auto fp16_opt_level=O1 fp16_backend=auto"),

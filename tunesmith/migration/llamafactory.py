@@ -17,6 +17,7 @@ from tunesmith.migration.groups import grouped
 from tunesmith.migration.jobs import BOARD, FIRST, find_jobs
 from tunesmith.migration.names import MAPPED, RENAMED
 from tunesmith.migration.objectives import read_objective
+from tunesmith.migration.processes import read_processes
 from tunesmith.migration.schedule import read_schedule
 from tunesmith.migration.sheet import Implied, Ours, Verdict, open_sheet, settle
 from tunesmith.migration.weights import read_method, read_model
@@ -66,6 +67,7 @@ def read(document: Mapping[str, Any], source: Path, ours: Ours, into: Path) -> M
     read_model(sheet)
     read_method(sheet)
     read_objective(sheet)
+    read_processes(sheet)
     rows = read_datasets(sheet)
     read_schedule(sheet)
     read_answers(sheet)

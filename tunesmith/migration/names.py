@@ -116,6 +116,9 @@ early_stopping_steps            null         evaluation.patience            trai
 save_strategy                   steps        save.every_steps               train
 save_steps                      500          save.every_steps               train
 save_total_limit                null         save.keep                      train
+deepspeed                       null         devices.stage                  train
+fsdp                            null         devices.kind                   train
+ray_num_workers                 1            devices.processes              train
 report_to                       none         track                          train
 use_swanlab                     false        track                          train
 do_sample                       true         sampling.temperature           ask

@@ -39,7 +39,7 @@ def read_schedule(sheet: Sheet) -> None:
 
 
 def _read_batch(sheet: Sheet) -> None:
-    note = "rows of one process; LLaMA-Factory's step also counts its processes"
+    note = "rows in each process"
     sheet.became("per_device_train_batch_size", "batch.rows", sheet.number("per_device_train_batch_size"), note)
     sheet.became("gradient_accumulation_steps", "batch.accumulate", sheet.number("gradient_accumulation_steps"))
     neat, packed = sheet.flag("neat_packing"), sheet.given("packing") and sheet.flag("packing")
