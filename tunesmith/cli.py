@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -87,6 +85,7 @@ def _main(words: list[str]) -> int:
 def _perform(verb: str, typed: Words) -> int:
     from tunesmith.core.config import load, read_yaml
     from tunesmith.core.files import to_json
+    from tunesmith.core.hardware import hush_libraries
 
     module, overrides = verbs.verb_module(verb), list(typed.overrides)
     where, document, replay_of = f"tunesmith {verb}", {}, None
@@ -98,14 +97,15 @@ def _perform(verb: str, typed: Words) -> int:
     else:
         if typed.subject and typed.subject.endswith((".yaml", ".yml")):
             where, document = typed.subject, read_yaml(Path(typed.subject))
+            if "resume" in typed.flags and any(name.startswith("devices") for name, _ in overrides):
+                document.pop("devices", None)  # they are named anew, not mended
         elif typed.subject:
             overrides.insert(0, (module.SUBJECT, typed.subject))
         config = load(verbs.config_class(verb), document, overrides, where)
     if "dry-run" in typed.flags:
         print(module.preview(config))
         return 0
-    warnings.simplefilter("ignore", FutureWarning)  # libraries speaking to us, not to the person who typed
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    hush_libraries()
     voice = {"quiet": "quiet" in typed.flags, "screen_is_stderr": "json" in typed.flags}
     _, folder = verbs.perform(verb, config, typed.out, resume="resume" in typed.flags, replay_of=replay_of, **voice)
     if "json" in typed.flags:
@@ -126,8 +126,10 @@ def _resume(verb: str, typed: Words) -> None:
         typed.out, typed.subject = typed.subject, None
     if not typed.out or not (Path(typed.out) / CONFIG).is_file():
         raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
-    if typed.subject or typed.overrides:
-        raise UsageError("--resume", "takes the config of the run as it is", do="Leave the other options out")
+    others = [name for name, _ in typed.overrides if name.split(".")[0] not in verbs.RESUME_OPTIONS]
+    if typed.subject or others:
+        may = f"only {' and '.join(verbs.RESUME_OPTIONS)} may be others"
+        raise UsageError("--resume", f"takes the config of the run as it is; {may}", do="Leave the other options out")
     typed.subject = str(Path(typed.out) / CONFIG)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from tunesmith.core.errors import Paused, TunesmithError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train in a team and return the exit code. All pause together, so that only the first one's code tells of it."""
-    from tunesmith.core.hardware import wait_without_spinning
+    from tunesmith.core.hardware import hush_libraries, wait_without_spinning
 
     words = list(sys.argv[1:] if argv is None else argv)
     launched, is_first = "--launched" in words, os.environ["RANK"] == "0"
-    warnings.simplefilter("ignore", FutureWarning)
+    hush_libraries()
     wait_without_spinning()
     try:
         _train(Path(words[0]), quiet="--quiet" in words, launched=launched)
@@ -30,14 +29,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _train(folder: Path, *, quiet: bool, launched: bool) -> None:
     from tunesmith.core.artifacts import as_result
-    from tunesmith.core.config import load, read_yaml
-    from tunesmith.core.run import CONFIG
+    from tunesmith.core.config import load
     from tunesmith.training import launch
     from tunesmith.verbs import train
 
     with launch.one_of_many(folder, quiet=quiet, launched=launched) as (run, orders, team):
-        document = {**read_yaml(folder / CONFIG), "devices": orders["devices"]}
-        config = load(train.TrainConfig, document, where=str(folder / CONFIG))
+        config = load(train.TrainConfig, orders["config"], where=str(folder))
         made = train.work(config, run, orders, team)
         if made:
             launch.deliver(run, as_result(made), launched=launched)

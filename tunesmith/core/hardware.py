@@ -47,6 +47,16 @@ def probe() -> Machine:
     return Machine(cores, total, available, name, gpu_total, gpu_free, bf16)
 
 
+def hush_libraries() -> None:
+    """Keep what libraries say to us, not to the person at the screen, off it."""
+    import logging
+    import warnings
+
+    warnings.simplefilter("ignore", FutureWarning)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
+
+
 def wait_without_spinning() -> None:
     """Let OpenMP threads spin briefly, then sleep while they wait; call before torch is loaded. The environment goes first.
 

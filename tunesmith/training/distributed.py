@@ -75,6 +75,16 @@ class DevicesConfig(Config):
         return ", ".join([*filter(None, words), f"{self.total} process{'es' if self.total > 1 else ''}"])
 
 
+def check_same_step(then: Any, now: Any) -> None:
+    """Raise UsageError where a resumed run (TrainConfig) would have other rows in a step than it began with."""
+    rows = [config.batch.rows * config.batch.accumulate * config.devices.total for config in (then, now)]
+    if rows[0] != rows[1]:
+        batches, rest = divmod(rows[0], now.batch.rows * now.devices.total)
+        do = f"--batch.accumulate {batches}" if not rest else "Choose --batch.rows and --batch.accumulate to match"
+        what = f"a step of this run has {rows[0]} rows in all processes together"
+        raise UsageError("batch", what, got=rows[1], do=do)
+
+
 VIRTUAL = {"prompt", "prefix", "p_tuning"}
 SPREADABLE = {"pretrain", "sft", "dpo"}
 

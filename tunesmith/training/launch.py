@@ -90,7 +90,7 @@ def launch(devices: DevicesConfig, run: Run, orders: dict[str, Any]) -> Training
     folder = orders_folder(run.folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    orders |= {"devices": devices.model_dump(), "replay_of": run.replay_of}
+    orders |= {"replay_of": run.replay_of}
     files.write_json(folder / ORDERS, orders)
     if devices.hosts:
         port = devices.port or PORT

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import files
 from tunesmith.core.errors import DataError, ModelError, UsageError
 from tunesmith.core.run import LOCK, Run
+from tunesmith.training.distributed import check_same_step
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset
@@ -67,7 +68,9 @@ def settle(run: Run, config: Config, lock: dict[str, Any]) -> None:
         run.replay_of = Path(before["replay_of"]) if before.get("replay_of") else None
         then = type(config).model_validate(before["config"])
         others = [name for name in type(config).model_fields if getattr(then, name) != getattr(config, name)]
-        if others:
+        if others and not set(others) - {"devices", "batch"}:
+            check_same_step(then, config)
+        elif others:
             raise UsageError(str(own), f"the config is another one now: {', '.join(others)}", do="Start a new run")
         _compare(run, own, before, lock)
         return

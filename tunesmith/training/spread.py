@@ -59,8 +59,9 @@ class Spread:
         Gradients are averaged over the processes, so each loss counts as often as there are processes; they are exchanged
         with the last batch.
         """
-        with nullcontext() if is_last else self._accelerator.no_sync(self.model):
-            self._accelerator.backward(loss * self.team.processes if self.team.processes > 1 else loss)
+        alone = self.team.processes == 1
+        with nullcontext() if is_last or alone else self.model.no_sync():
+            self._accelerator.backward(loss if alone else loss * self.team.processes)
 
     def step(self) -> float:
         """Move the weights and forget the gradients. Returns the length of the gradient before it is limited."""

@@ -15,6 +15,8 @@ from tunesmith.core.config import Config
 
 VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart")
 RESUMABLE = ("train",)
+RESUME_OPTIONS = ("devices", "batch")
+"""What a resumed run may have otherwise: the same steps, made by other processes."""
 REPLAYABLE = ("train",)
 
 

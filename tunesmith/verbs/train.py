@@ -128,7 +128,8 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
     if config.devices.kind != "one":
-        return launch(config.devices, run, {"plan": asdict(plan), "dataset": dataset.dataset.resolve()})
+        told = {"config": config.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
+        return launch(config.devices, run, told)
     made = _train(config, run, Ready(found, tokenizer, dataset, plan), ALONE)
     assert made
     return made
