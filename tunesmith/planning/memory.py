@@ -27,11 +27,12 @@ context and the allocator's slack, not measured."""
 SCATTER = {
     "outputs fp32": 3.1, "outputs bf16": 2.6, "outputs fp32 again": 1.75, "outputs bf16 again": 1.4,
     "quantized fp32": 4.9, "quantized bf16": 2.6, "quantized fp32 again": 3.4, "quantized bf16 again": 1.7,
-    "layers": 0.15, "gradients": 1.0, "gradients again": 0.5,
+    "layers": 0.15, "gradients": 1.0, "gradients again": 0.5, "beside": 0.4, "beside again": 0.2,
 }  # fmt: skip
 """What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
 later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed, more where
-every product unpacks its weights first; trained weights: of what their layers save and of their gradients."""
+every product unpacks its weights first; trained weights: of what their layers save and of their gradients; virtual tokens
+and bottlenecks beside frozen weights: of what the layers save (fitted in fp32; half of it, unmeasured, when recomputed)."""
 LOSS_BYTES = 12
 """A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
 CHUNK_BYTES = 12
@@ -141,6 +142,8 @@ def _scatter(wish: Wish, footprint: Footprint, batch: Batch, saved_bytes: int) -
     kind = "quantized" if footprint.quantized else "outputs"
     adapters = SCATTER[f"{kind} {wish.precision}{again}"] * outputs * batch.computed
     layers = SCATTER["layers"] * saved_bytes if footprint.trained_linears else 0
+    if not footprint.adapted and not footprint.masters:
+        layers = SCATTER[f"beside{again}"] * saved_bytes
     return round(adapters + layers + SCATTER[f"gradients{again}"] * 4 * footprint.masters)
 
 
