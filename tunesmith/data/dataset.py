@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,6 +70,35 @@ class Rows:
     def __iter__(self) -> Iterator[TokenRow]:
         """All sequences, row after row."""
         return (row for number in range(len(self)) for row in self.sequences(number))
+
+
+class Few:
+    """A handful of rows that can be collated and scored as a split is."""
+
+    def __init__(self, rows: Sequence[tuple[TokenRow, ...]], extras: Mapping[str, np.ndarray] | None = None) -> None:
+        self._rows, self.extras = rows, dict(extras or {})
+        self.lengths = [max(len(sequence.ids) for sequence in row) for row in rows]
+
+    @classmethod
+    def of(cls, rows: Rows, count: int) -> Few:
+        """At most `count` rows, evenly spread over a split."""
+        numbers = spread(len(rows), count)
+        return cls(
+            [rows.sequences(number) for number in numbers],
+            {name: values[numbers] for name, values in rows.extras.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def sequences(self, number: int) -> tuple[TokenRow, ...]:
+        """All sequences of a row."""
+        return self._rows[number]
+
+
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` numbers below `size`, evenly spread."""
+    return sorted({place * size // count for place in range(count)}) if size > count else list(range(size))
 
 
 def write_split(folder: Path, split: str, rows: Sequence[Sequence[Rendered]], examples: Sequence[Example]) -> None:

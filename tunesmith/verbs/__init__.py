@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.core.config import Config
 
-VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart", "migrate")
+VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "doctor", "quickstart", "migrate")
 RESUMABLE = ("train",)
 RESUME_OPTIONS = ("devices", "batch")
 """What a resumed run may have otherwise: the same steps, made by other processes."""

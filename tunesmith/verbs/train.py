@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -16,6 +17,7 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
+from tunesmith.training.diagnosis import DiagnosisConfig
 from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.launch import check_devices, launch
@@ -64,6 +66,8 @@ class TrainConfig(Config):
     """Arithmetic: auto takes bf16 where the processor has it. Trained weights are kept in fp32 in any case."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation while training."""
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
+    """What is looked for while training, and what a finding leads to."""
     save: SaveConfig = SaveConfig()
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
@@ -278,6 +282,7 @@ def _job(
 ) -> Any:
     from tunesmith.models.load import identity
     from tunesmith.training.loop import Job
+    from tunesmith.training.watch import watch_over
 
     has_critic = isinstance(config.objective, Ppo)
 
@@ -300,6 +305,7 @@ def _job(
         devices=config.devices, rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
         rollout=_rollout(config, model, splits, dataset, tokenizer),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
+        watch=watch_over(config, splits, dataset, tokenizer, choose_precision(config)),
     )  # fmt: skip
 
 
@@ -328,8 +334,6 @@ def _rollout(config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: 
 
 
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
-    import math
-
     from tunesmith.core.artifacts import Training
     from tunesmith.core.hardware import peak_memory_bytes
     from tunesmith.training.chart import draw_losses
@@ -347,11 +351,12 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
         scores = {**dict.fromkeys(scores), **turned}
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, **scores,
-        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None,
+        perplexity=_perplexity(config, loss),
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
+        findings=[event["name"] for event in run.events() if event["event"] == "finding"],
         replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, team.batch(config.batch), config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
@@ -360,3 +365,11 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
         f"done      {made.steps} steps in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s, {made.checkpoint}"
     )
     return made
+
+
+def _perplexity(config: TrainConfig, loss: float | None) -> float | None:
+    """exp(loss), where the loss is in nats a token and the number is one that can be written down."""
+    import math
+
+    largest = math.log(sys.float_info.max)
+    return math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN and loss < largest else None
