@@ -11,7 +11,7 @@ import torch
 from tunesmith.models.load import identity
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
-from tunesmith.training.watch import Watch
+from tunesmith.training.watch import watch_over
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, MemoryPlan
@@ -82,7 +82,7 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": template},
-        watch=_watch(config, ready, splits, team),
+        watch=watch_over(config, splits, ready.dataset, tokenizer, ready.plan.precision),
     )  # fmt: skip
 
 
@@ -108,24 +108,3 @@ def _rollout(config: Any, ready: Ready, model: Any, splits: dict[str, Rows]) -> 
         end_ids=end_token_ids(policy, tokenizer), pad_token=tokenizer.pad_token_id or 0,
         rows_at_once=config.batch.rows, seed=config.seed, precision=precision,
     )  # fmt: skip
-
-
-def _watch(config: Any, ready: Ready, splits: dict[str, Rows], team: Team) -> Watch:
-    """What is known before the first step, and what it asks the model.
-
-    A reward model has nothing to say, and weights that are spread over processes cannot be asked.
-    """
-    from tunesmith.training.probes import Probes
-
-    dataset = ready.dataset
-    facts = {
-        "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
-        "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
-        "vocabulary": len(ready.tokenizer), "method": config.method.kind, "objective": config.objective.kind,
-        "learning_rate": config.optimizer.learning_rate,
-    }  # fmt: skip
-    if config.objective.kind == "reward" or team.processes > 1:
-        return Watch(config.diagnosis, facts)
-    rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
-    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": ready.plan.precision == "bf16"}
-    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, ready.tokenizer, **batch))

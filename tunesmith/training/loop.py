@@ -6,7 +6,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -99,15 +99,17 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     position = _continue(job, run, spread, whole) if whole else Position(0)
     spread.model.train()
     per_epoch, steps = count_steps(len(job.rows), job.team.batch(job.batch), job.optimizer)
-    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run)
+    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run, job.team)
     with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
         score = _scorer(job, job.held_out, spread, stop)
         base_loss = first_evaluation(run, score, resumed=position.step > 0)
-        watcher.begin(*_patient(job, spread, stop), position.step, steps=steps, steps_per_epoch=per_epoch)
+        few = Few.of(job.rows, 0 if job.rollout else TRAINED_ROWS)  # what is drawn anew has no loss to compare
+        watcher.begin(
+            spread.bare, _scorer(job, few, spread, stop), position.step, steps=steps, steps_per_epoch=per_epoch
+        )
         bar.skip(position.step)
         position = _evaluate(job, run, score, position, steps)
-        with suppress(Paused), _at_once(job, stop):
-            watcher.look(position.step, due=_is_due(job, position, steps))
+        _look(watcher, stop, position, due=_is_due(job, position, steps))
         if stop.agreed(job.team):
             raise stop.paused(f"in the evaluation after step {position.step}, which is saved")
         for step, batches in _steps(job, per_epoch, position.step, steps):
@@ -122,8 +124,7 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
             position = _evaluate(job, run, score, position, steps)
-            with suppress(Paused), _at_once(job, stop):
-                watcher.look(position.step, loss=numbers["loss"], due=_is_due(job, position, steps))
+            _look(watcher, stop, position, loss=numbers["loss"], due=_is_due(job, position, steps))
             asked = stop.agreed(job.team)
             if asked or watcher.is_over or _save_now(job, position, steps):
                 _save(job, run, spread, position)
@@ -142,17 +143,10 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     return Outcome(position, steps, base_loss, last_loss, rate, stopped or watcher.is_over)
 
 
-def _at_once(job: Job, stop: Stop) -> AbstractContextManager[Any]:
-    """A stop cuts off what runs in it; in a team a process that left would keep the others waiting."""
-    return stop.at_once() if job.team.processes == 1 else nullcontext()
-
-
-def _patient(job: Job, spread: Spread, stop: Stop) -> tuple[Any, Callable[[], dict[str, float]] | None]:
-    """The model to be watched and the loss of a few training rows; of weights spread over processes, nothing."""
-    if job.team.processes > 1:
-        return torch.nn.Module(), None
-    few = Few.of(job.rows, 0 if job.rollout else TRAINED_ROWS)  # what is drawn anew has no loss to compare
-    return spread.bare, _scorer(job, few, spread, stop)
+def _look(watcher: Watcher, stop: Stop, position: Position, *, due: bool, loss: float = 0.0) -> None:
+    """Examine the model where it is due; cut off by a stop, the resumed run begins with it."""
+    with suppress(Paused), stop.at_once() if watcher.is_alone else nullcontext():
+        watcher.look(position.step, loss=loss, due=due)
 
 
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
@@ -227,7 +221,8 @@ def _scorer(job: Job, rows: Rows | Few, spread: Spread, stop: Stop) -> Callable[
         return None
 
     def score() -> dict[str, float]:
-        with _at_once(job, stop):
+        # one that left would keep the others waiting
+        with stop.at_once() if job.team.processes == 1 else nullcontext():
             if job.rollout:
                 return job.rollout.score(spread.bare)
             return held_out_scores(

@@ -82,15 +82,13 @@ class Probes:
 
     def _losses(self, model: Any, rows: Sequence[TokenRow]) -> list[float]:
         """Mean loss of each row, nats a trained token."""
-        from tunesmith.data.batch import collate
-        from tunesmith.data.dataset import Few
+        from tunesmith.data.batch import pad_sequences
         from tunesmith.models.head import label_losses
 
         means: list[float] = []
-        few = Few([(row,) for row in rows])
         for start in range(0, len(rows), self.rows_at_once):
-            numbers = range(start, min(start + self.rows_at_once, len(rows)))
-            batch = collate(few, numbers, self.tokenizer.pad_token_id or 0)
+            part = rows[start : start + self.rows_at_once]
+            batch = pad_sequences(part, self.tokenizer.pad_token_id or 0)
             counts = (batch["labels"] != IGNORED).sum(1)
             sums = label_losses(model, {name: value.to(model.device) for name, value in batch.items()}).sum(1)
             means += (sums.cpu() / counts).tolist()

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunesmith.core.errors import DiseaseFound
 from tunesmith.core.run import Run
 from tunesmith.training.diagnosis import DiagnosisConfig, diagnose
+from tunesmith.training.distributed import ALONE, Team
 from tunesmith.training.record import FACTS, FINDING, PROBE, Finding, Record
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import Dataset
+    from tunesmith.data.dataset import Rows
 
 TRAINED_ROWS = 16
 """Training rows that are scored at each evaluation: the loss of the same rows has no noise of the draw, so that a small rise
@@ -34,18 +39,47 @@ class Watch:
     """Examines the model at each evaluation; its numbers go into the `probe` events."""
 
 
+def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokenizer: Any, precision: str) -> Watch:
+    """What is known before the first step of a TrainConfig, and what its model is asked.
+
+    A reward model has nothing to say, and weights that are spread over processes answer nobody alone.
+    """
+    from tunesmith.training.probes import Probes
+
+    facts = {
+        "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
+        "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
+        "vocabulary": len(tokenizer), "method": config.method.kind, "objective": config.objective.kind,
+        "learning_rate": config.optimizer.learning_rate,
+    }  # fmt: skip
+    is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+    if config.objective.kind == "reward" or is_spread:
+        return Watch(
+            config.diagnosis, {**facts, "silent": "the weights are spread over processes"} if is_spread else facts
+        )
+    rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
+    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": precision == "bf16"}
+    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
+
+
 class Watcher:
     """One run under observation. All it knows is in events.jsonl, so a resumed run goes on with the same knowledge."""
 
-    def __init__(self, watch: Watch, run: Run) -> None:
-        self._watch, self._run = watch, run
+    def __init__(self, watch: Watch, run: Run, team: Team = ALONE) -> None:
+        self._watch, self._run, self._team = watch, run, team
         self._model: Any = None
         self._score: Callable[[], dict[str, float]] | None = None
         self._pulse: Pulse | None = None
         events = list(run.events())
         self._examined = {event["step"] for event in events if event["event"] == PROBE}
         self._found = {event["name"] for event in events if event["event"] == FINDING}
+        self._is_broken = self.is_over = False
         self._stop_for: Finding | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process waits for what this one does."""
+        return self._team.processes == 1
 
     def begin(self, model: Any, score: Callable[[], dict[str, float]] | None, step: int, **facts: Any) -> None:
         """Before the first step, or the first one after `--resume`; `score` gives the loss on a few training rows.
@@ -56,8 +90,8 @@ class Watcher:
         self._run.event(FACTS, **self._watch.facts, **facts)
         if step == 0:
             self.look(step)
-        if self._stop_for:
-            raise self._error(self._stop_for)
+        if self.is_over:
+            raise self._error()
 
     def after_step(self, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
         """What the step event says beside the loss: `update`, relative to the weights, and `order`, the rows' digest."""
@@ -66,40 +100,42 @@ class Watcher:
         return {"update": self._pulse.moved(), "order": f"{zlib.crc32(numbers.encode()):08x}"}
 
     def look(self, step: int, *, loss: float = 0.0, due: bool = True) -> None:
-        """Examine the model where it is due, and say what is new; a loss that is no number is looked at at once."""
+        """Examine the model where it is due, and say what is new; the first loss that is no number is looked at at once.
+
+        All processes score the training rows together; the first one does the rest, and all hear whether it is over.
+        """
         if due and step not in self._examined:
-            train_loss = self._score()["held_out_loss"] if self._score else math.nan
-            finite = {"train_loss": train_loss if math.isfinite(train_loss) else None}
-            self._run.event(PROBE, step=step, **finite, **self._watch.probe(self._model))
             self._examined.add(step)
-        elif math.isfinite(loss) or self._found:
+            train_loss = self._score()["held_out_loss"] if self._score else math.nan
+            if self._team.is_first:
+                finite = {"train_loss": train_loss if math.isfinite(train_loss) else None}
+                self._run.event(PROBE, step=step, **finite, **self._watch.probe(self._model))
+        elif math.isfinite(loss) or self._is_broken:
             return
+        self._is_broken = self._is_broken or not math.isfinite(loss)
+        if self._team.is_first:
+            self._diagnose()
+        self.is_over = self._team.total({"over": float(self._stop_for is not None)})["over"] > 0
+
+    def _diagnose(self) -> None:
         for finding in diagnose(Record.read(self._run.events()), self._watch.config.ignore).findings:
             if finding.name not in self._found:
-                self._say(finding)
-
-    def _say(self, finding: Finding) -> None:
-        self._found.add(finding.name)
-        self._run.event(FINDING, **finding.as_dict())
-        self._run.warn(str(finding))
-        if self._watch.config.on_disease == "stop":
-            self._stop_for = self._stop_for or finding
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the run is to end here; the loop saves first."""
-        return self._stop_for is not None
+                self._found.add(finding.name)
+                self._run.event(FINDING, **finding.as_dict())
+                self._run.warn(str(finding))
+                if self._watch.config.on_disease == "stop":
+                    self._stop_for = self._stop_for or finding
 
     def end(self) -> None:
         """Let the run end with the finding it was stopped for, once its result is written."""
         if self._stop_for:
-            self._run.unproven = self._error(self._stop_for)
+            self._run.unproven = self._error()
 
-    def _error(self, finding: Finding) -> DiseaseFound:
+    def _error(self) -> DiseaseFound:
+        said = str(self._stop_for).rstrip(".") if self._stop_for else "ended by a finding of the first process"
         return DiseaseFound(
-            str(self._run.folder), str(finding).rstrip("."),
-            do="--diagnosis.ignore leaves a disease out, --resume goes on all the same",
-        )  # fmt: skip
+            str(self._run.folder), said, do="--diagnosis.ignore leaves a disease out, --resume goes on all the same"
+        )
 
 
 class Pulse:
@@ -113,7 +149,10 @@ class Pulse:
 
     def _look(self) -> torch.Tensor:
         with torch.no_grad():
-            parts = [parameter.detach().reshape(-1)[:NUMBERS].float() for parameter in self._sample]
+            own = [
+                getattr(parameter, "_local_tensor", parameter).detach() for parameter in self._sample
+            ]  # of a DTensor
+            parts = [part.reshape(-1)[:NUMBERS].float() for part in own]
             return torch.cat(parts) if parts else torch.zeros(0)
 
     def moved(self) -> float:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
-from tunesmith.core.errors import CapacityError, DataError, ModelError, UsageError
+from tunesmith.core.errors import CapacityError, DataError, ModelError
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
@@ -117,8 +117,6 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_trackers(config.track)
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
     check_devices(config.devices, probe().device)
-    if config.devices.kind != "one" and config.diagnosis.on_disease == "stop":
-        raise UsageError("diagnosis.on_disease", "several processes are warned, not stopped", do="Take warn")
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
     plan, devices = _plan(config, found, dataset, precision, run)

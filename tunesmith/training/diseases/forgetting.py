@@ -20,7 +20,7 @@ MOST = 0.75
 def lacks(record: Record) -> str:
     """What is missing to judge; empty where it can be judged."""
     if not record.probes or not record.probes[0].get("general"):
-        return "no general rows were scored (--diagnosis.general)"
+        return record.facts.get("silent") or "no general rows were scored (--diagnosis.general)"
     if record.probes[0]["step"] != 0:
         return "the untrained model was not scored"
     known = len(_known(record))

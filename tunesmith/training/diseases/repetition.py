@@ -34,7 +34,7 @@ def lacks(record: Record) -> str:
     if record.facts.get("objective") in SILENT:
         return "this objective trains no answers"
     if not any(probe.get("samples") for probe in record.probes):
-        return "no sample answers were asked for (--diagnosis.samples)"
+        return record.facts.get("silent") or "no sample answers were asked for (--diagnosis.samples)"
     return "" if len(asked(record)) >= PROBES else f"fewer than {PROBES} evaluations while training"
 
 
