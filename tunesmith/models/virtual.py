@@ -138,10 +138,14 @@ def save_virtual(model: Any, folder: Path) -> None:
     """
     from safetensors.torch import save_file
 
+    encoder = model.prompt_encoder[model.active_adapter]
+    was_training = encoder.training
+    encoder.eval()  # peft runs it to save what it makes: without dropout, and without a draw that a resumed run lacks
     model.save_pretrained(folder, safe_serialization=True)
-    encoder = model.prompt_encoder[model.active_adapter].state_dict()
-    if len(encoder) > 1:
-        save_file({name: value.detach().cpu().contiguous() for name, value in encoder.items()}, folder / ENCODER)
+    encoder.train(was_training)
+    state = encoder.state_dict()
+    if len(state) > 1:
+        save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, folder / ENCODER)
 
 
 def restore_virtual(model: Any, folder: Path) -> None:

@@ -132,6 +132,19 @@ def test_what_is_saved_is_restored_bit_for_bit(method, tmp_path):
         assert torch.equal(wanted, got), name
 
 
+def test_saving_while_training_draws_nothing_and_drops_nothing(tmp_path):
+    from safetensors.torch import load_file
+
+    method = PTuning(tokens=9, hidden=12, dropout=0.5)
+    model = model_of(method).train()
+    before = torch.get_rng_state()
+    method.save(model, tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert model.prompt_encoder["default"].training
+    made = load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]
+    assert torch.equal(made, model.eval().get_prompt(batch_size=1)[0])
+
+
 PLAIN_PEFT = """
 import sys, torch
 from peft import PeftModel
