@@ -30,18 +30,25 @@ def byte_tokenizer(template: str = CHATML, special: tuple[str, ...] = ("<|im_sta
 
 
 def write_tiny_model(
-    folder: Path, *, layers: int = 2, seed: int = 0, template: str = CHATML, tied: bool = False
+    folder: Path,
+    *,
+    layers: int = 2,
+    seed: int = 0,
+    template: str = CHATML,
+    tied: bool = False,
+    width: int = 32,
+    tokenizer=None,
 ) -> Path:
-    """A random two-layer Llama with the byte tokenizer, saved as a model folder."""
+    """A random two-layer Llama, with the byte tokenizer where no other is given, saved as a model folder."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    tokenizer = byte_tokenizer(template)
+    tokenizer = tokenizer or byte_tokenizer(template)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,

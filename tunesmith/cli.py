@@ -83,11 +83,12 @@ def _main(words: list[str]) -> int:
 
 
 def _perform(verb: str, typed: Words) -> int:
-    from tunesmith.core.config import load, read_yaml
+    from tunesmith.core.config import load
     from tunesmith.core.files import to_json
     from tunesmith.core.hardware import hush_libraries
 
     module, overrides = verbs.verb_module(verb), list(typed.overrides)
+    voice = {"quiet": "quiet" in typed.flags, "screen_is_stderr": "json" in typed.flags}
     where, document, replay_of = f"tunesmith {verb}", {}, None
     if "resume" in typed.flags and "replay" not in typed.flags:
         _resume(verb, typed)
@@ -96,7 +97,8 @@ def _perform(verb: str, typed: Words) -> int:
         config = verbs.locked_config(verb, replay_of)
     else:
         if typed.subject and typed.subject.endswith((".yaml", ".yml")):
-            where, document = typed.subject, read_yaml(Path(typed.subject))
+            where = typed.subject
+            document, typed.out = verbs.read_document(verb, where, typed.out, dry="dry-run" in typed.flags, **voice)
             if "resume" in typed.flags and any(name.startswith("devices") for name, _ in overrides):
                 document.pop("devices", None)  # they are named anew, not mended
         elif typed.subject:
@@ -106,7 +108,6 @@ def _perform(verb: str, typed: Words) -> int:
         print(module.preview(config))
         return 0
     hush_libraries()
-    voice = {"quiet": "quiet" in typed.flags, "screen_is_stderr": "json" in typed.flags}
     _, folder = verbs.perform(verb, config, typed.out, resume="resume" in typed.flags, replay_of=replay_of, **voice)
     if "json" in typed.flags:
         from tunesmith.core.files import read_json

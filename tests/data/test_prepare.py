@@ -61,6 +61,12 @@ def test_arrays_hold_what_was_rendered(tokenizer, tmp_path):
     assert sum(train.labels) + sum(held.labels) == made.trained_tokens
 
 
+def test_nothing_need_be_held_out(tokenizer, tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", [row("one", "eins"), row("two", "zwei")])
+    made = prepare(tokenizer, tmp_path / "data", path, share=0.0)
+    assert (len(Rows(made.dataset, "train")), len(Rows(made.dataset, "held_out"))) == (2, 0)
+
+
 def test_the_same_question_never_stands_on_both_sides(tokenizer, tmp_path):
     rows = [row(f"question {n % 10}", f"answer {n}") for n in range(40)]
     made = prepare(tokenizer, tmp_path / "data", write_rows(tmp_path / "rows.jsonl", rows), share=0.3)

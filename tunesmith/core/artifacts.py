@@ -80,7 +80,8 @@ class Training:
     """The checkpoint to use: the best one where evaluation ran, else the last."""
     steps: int
     epochs: float
-    train_loss: float
+    train_loss: float | None
+    """Mean over the last epoch; None where it is no number."""
     held_out_loss: float | None
     perplexity: float | None
     base_held_out_loss: float | None
@@ -101,6 +102,8 @@ class Training:
     base_held_out_reward: float | None = None
     replay: dict[str, Any] | None = None
     """Of a replay: the run it repeats, whether its losses are the same bit for bit, and where not, from which step on."""
+    findings: list[str] = field(default_factory=list)
+    """Names of the diseases that were found while training; empty for a healthy run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +186,47 @@ class Quickstart:
     package: Path
     answer: dict[str, str]
     """The question asked over HTTP at the end, and what came back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """A file of another platform that became configs of ours."""
+
+    source: Path
+    configs: dict[str, str]
+    """Verb -> the config that was written for it."""
+    explained: Path
+    counts: dict[str, int]
+    """How many keys became an option, had no counterpart, and so on."""
+    lost: list[str]
+    """Keys whose wish cannot be kept; where `configs` holds any, they were left out by the person's word."""
+    rows: dict[str, int]
+    """Files of rows that were written anew, with how many rows each holds."""
+    outs: dict[str, str]
+    """Verb -> the folder in which the file wants its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What the doctor says of a run."""
+
+    run: Path
+    steps: int
+    finished: bool
+    findings: list[dict[str, Any]]
+    """Each with name, step where it began, what was seen, its numbers, and the remedy."""
+    passed: list[dict[str, Any]]
+    """What was found while training and the rest of the run does not confirm."""
+    not_judged: dict[str, str]
+    """Diseases of which nothing can be said, and why."""
+    chart: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Checkup:
+    """What this machine has and lacks."""
+
+    checks: list[dict[str, str]]
+    """Each with name, state (ok, note, missing), what was seen, and what to do."""
+    missing: list[str]
+    """Names of what is missing."""

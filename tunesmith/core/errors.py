@@ -8,6 +8,7 @@ TunesmithError         1  500  something in Tunesmith itself; please report it
 ├── ServiceError       6  503  port taken, remote server unreachable, engine gone
 ├── ProofError         7  500  an export does not behave like its model, or a replay like its run
 ├── MissingExtra       8  501  a library of another installation extra is needed
+├── DiseaseFound       9  500  the doctor found something, and the person asked to end then
 ├── Paused            75  503  training stopped by SIGTERM or Ctrl-C and saved; --resume goes on
 └── Interrupted      130  499  stopped by the person (Ctrl-C)
 
@@ -82,6 +83,12 @@ class MissingExtra(TunesmithError):
 
     exit_code = 8
     http_status = 501
+
+
+class DiseaseFound(TunesmithError):
+    """The doctor found something, and the config says to end then."""
+
+    exit_code = 9
 
 
 class Paused(TunesmithError):

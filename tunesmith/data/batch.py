@@ -14,7 +14,7 @@ from tunesmith.core.examples import IGNORED
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.data.dataset import Rows, TokenRow
+    from tunesmith.data.dataset import Few, Rows, TokenRow
     from tunesmith.data.render import Rendered
 
 
@@ -60,7 +60,7 @@ def width_of(lengths: Iterable[int]) -> int:
     return longest + -longest % WIDTH_STEP
 
 
-def collate(rows: Rows, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
+def collate(rows: Rows | Few, numbers: Sequence[int], pad_token: int) -> dict[str, torch.Tensor]:
     """Pad the numbered rows on the right: input_ids, attention_mask, labels, each (B, T) int64, T a multiple of 4.
 
     Labels are the ids themselves (the model shifts), IGNORED where a token is not trained or is padding. B rows of two

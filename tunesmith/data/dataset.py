@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,8 +40,8 @@ class Rows:
         self._ids = np.load(folder / f"{split}.ids.npy", mmap_mode="r")
         self._trained = np.load(folder / f"{split}.trained.npy", mmap_mode="r")
         ends = np.load(folder / f"{split}.ends.npy")
-        self._ends = ends.reshape(len(ends), -1)  # (rows, sequences)
-        self._starts = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
+        self._ends = ends.reshape(-1, 1) if ends.ndim == 1 else ends  # (rows, sequences), rows may be none
+        self._starts = np.concatenate([[0], self._ends.reshape(-1)])[:-1].reshape(self._ends.shape)
         self.lengths: list[int] = (self._ends - self._starts).max(axis=1, initial=0).tolist()
         self.labels: list[int] = [
             sum(int(row.trained[1:].sum()) for row in self.sequences(number)) for number in range(len(self))
@@ -70,6 +70,35 @@ class Rows:
     def __iter__(self) -> Iterator[TokenRow]:
         """All sequences, row after row."""
         return (row for number in range(len(self)) for row in self.sequences(number))
+
+
+class Few:
+    """A handful of rows that can be collated and scored as a split is."""
+
+    def __init__(self, rows: Sequence[tuple[TokenRow, ...]], extras: Mapping[str, np.ndarray] | None = None) -> None:
+        self._rows, self.extras = rows, dict(extras or {})
+        self.lengths = [max(len(sequence.ids) for sequence in row) for row in rows]
+
+    @classmethod
+    def of(cls, rows: Rows, count: int) -> Few:
+        """At most `count` rows, evenly spread over a split."""
+        numbers = spread(len(rows), count)
+        return cls(
+            [rows.sequences(number) for number in numbers],
+            {name: values[numbers] for name, values in rows.extras.items()},
+        )
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def sequences(self, number: int) -> tuple[TokenRow, ...]:
+        """All sequences of a row."""
+        return self._rows[number]
+
+
+def spread(size: int, count: int) -> list[int]:
+    """At most `count` numbers below `size`, evenly spread."""
+    return sorted({place * size // count for place in range(count)}) if size > count else list(range(size))
 
 
 def write_split(folder: Path, split: str, rows: Sequence[Sequence[Rendered]], examples: Sequence[Example]) -> None:

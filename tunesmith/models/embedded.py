@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tunesmith.core import files, hub
 from tunesmith.core.errors import MissingExtra, ModelError
@@ -23,7 +23,7 @@ def embedded_folder() -> Path:
 
     Raises MissingExtra when the wheel is not installed, ModelError when its bytes are not the known ones.
     """
-    target = hub.cache_folder() / f"SmolLM2-135M-Instruct-{VERSION}-{CONVERSION}"
+    target = _target()
     if (target / files.MANIFEST).is_file():
         return target
     try:
@@ -32,6 +32,21 @@ def embedded_folder() -> Path:
         if not (target / files.MANIFEST).is_file():  # else another process made it meanwhile
             raise
     return target
+
+
+def state() -> Literal["ready", "packed", "absent"]:
+    """Whether the model lies in the cache, could be made from its wheel, or is not here."""
+    if (_target() / files.MANIFEST).is_file():
+        return "ready"
+    try:
+        metadata.version(WHEEL)
+    except metadata.PackageNotFoundError:
+        return "absent"
+    return "packed"
+
+
+def _target() -> Path:
+    return hub.cache_folder() / f"SmolLM2-135M-Instruct-{VERSION}-{CONVERSION}"
 
 
 def _gguf() -> Path:

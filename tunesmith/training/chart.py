@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tunesmith.core.run import Run
+    from tunesmith.training.record import Finding, Record
 
 UNITS = {
     "learning_rate": "learning rate", "gradient_norm": "gradient norm", "tokens_per_second": "tokens / s",
@@ -75,6 +79,49 @@ def _draw_losses(axes: Any, steps: dict[int, Any], held: dict[int, Any], title: 
     axes.set(xlabel="optimizer step", ylabel="loss", title=title)
     axes.grid(alpha=0.3)
     axes.legend()
+
+
+def draw_findings(record: Record, findings: Sequence[Finding], target: Path, title: str) -> None:
+    """Draw losses, gradient norms and updates of a run, with a line where each finding began, into `target`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, (losses, sizes) = plt.subplots(
+        2, 1, figsize=(9, 7), layout="constrained", sharex=True, height_ratios=(3, 2)
+    )
+    _lines(losses, record.steps, "loss", color="#9db4d0", linewidth=1, label="training loss, each step")
+    for points, colour, label in (
+        (record.trained, "#1f5fa8", "loss on the same training rows"),
+        (record.held_out, "#c8541b", "held-out loss"),
+    ):
+        if points:
+            losses.plot(*zip(*points, strict=True), "o-", color=colour, linewidth=2, markersize=4, label=label)
+    _lines(sizes, record.steps, "gradient_norm", color="#4b8b3b", label="gradient norm")
+    _lines(sizes, record.steps, "update", color="#8a4fa3", label="update / weights")
+    for place, finding in enumerate(findings):
+        for axes in (losses, sizes):
+            axes.axvline(finding.step, color="#b3261e", linestyle="--", linewidth=1.2)
+        losses.text(
+            finding.step, 0.97 - 0.06 * (place % 8), f" {finding.name}", color="#b3261e", va="top",
+            transform=losses.get_xaxis_transform(),
+        )  # fmt: skip
+    losses.set(ylabel="loss (nats)", title=f"{title}: {', '.join(f.name for f in findings) or 'nothing found'}")
+    sizes.set(xlabel="optimizer step", yscale="log")
+    for axes in (losses, sizes):
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(loc="upper right", fontsize="small")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def _lines(axes: Any, steps: Sequence[dict[str, Any]], name: str, **style: Any) -> None:
+    """A number of the steps; zeros and what is no number are gaps."""
+    values = [step.get(name) or float("nan") for step in steps]
+    if any(value == value for value in values):  # noqa: PLR0124 - nan is not equal to itself
+        axes.plot([step["step"] for step in steps], values, **style)
 
 
 def _smooth(values: list[float], weight: float = 0.9) -> list[float]:

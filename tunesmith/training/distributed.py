@@ -6,10 +6,10 @@ Every process takes its share of a step's batches; numbers are added over all of
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,12 @@ from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.run import Run
 from tunesmith.data.batch import BatchConfig
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import MemoryPlan
+    from tunesmith.models.shape import Shape
+    from tunesmith.planning.memory import Wish as PlanWish
+    from tunesmith.planning.zero import Layout
 
 Stage = Literal["auto", 0, 1, 2, 3]
 Offload = Literal["none", "optimizer", "all"]
@@ -67,12 +73,37 @@ class DevicesConfig(Config):
         """Processes on all hosts."""
         return self.processes * max(1, len(self.hosts))
 
-    @property
-    def in_words(self) -> str:
-        """For instance `zero, stage 2, offload optimizer, 4 processes`."""
-        words = [self.kind, f"stage {self.stage or 'auto'}" if self.kind == "zero" and self.stage != 0 else ""]
-        words += ["stage 0" if self.stage == 0 else "", f"offload {self.offload}" if self.offload else ""]
-        return ", ".join([*filter(None, words), f"{self.total} process{'es' if self.total > 1 else ''}"])
+    def layouts(self) -> Sequence[Layout]:
+        """What may be chosen, the fastest first; one where nothing is left open."""
+        from tunesmith.planning.zero import FASTEST_FIRST, Layout
+
+        assert self.kind != "one"
+        if self.kind != "zero":
+            return [Layout(self.kind)]
+        if self.stage is None or self.stage == "auto":
+            return FASTEST_FIRST
+        return [Layout(self.kind, self.stage, self.offload or "none")]
+
+    def held_as(self, layout: Layout) -> DevicesConfig:
+        """The same processes with what was left open decided."""
+        spread = {"stage": layout.stage, "offload": layout.offload} if layout.kind == "zero" else {}
+        return DevicesConfig(
+            kind=layout.kind, processes=self.processes, hosts=self.hosts, port=self.port, **spread,
+        )  # fmt: skip
+
+
+def plan_devices(shape: Shape, wish: PlanWish, devices: DevicesConfig) -> tuple[MemoryPlan, DevicesConfig, list[str]]:
+    """The memory plan of a process on this machine, what was left open in `devices` decided, and lines that say why."""
+    from tunesmith.core.hardware import probe
+    from tunesmith.planning.memory import plan_memory
+    from tunesmith.planning.zero import choose_layout
+
+    if devices.kind == "one":
+        return plan_memory(shape, wish, probe()), devices, []
+    processes = (devices.processes, devices.total)
+    laid, lines = choose_layout(shape, wish, probe(), processes, devices.layouts())
+    many = f"processes {devices.total}, each {laid.layout.name}" if not lines else f"processes {devices.total}"
+    return laid.plan, devices.held_as(laid.layout), [many, *lines]
 
 
 def check_same_step(then: Any, now: Any) -> None:
@@ -125,7 +156,7 @@ class Team:
         return own.model_copy(update={"accumulate": own.accumulate * self.processes})
 
     def shares(self, batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
-        """This process's batches and whether each counts.
+        """The batches of this process and whether each counts.
 
         All processes get equally many, since each of them takes part in every exchange: where batches run out, one that
         another process has too comes again and does not count.
@@ -134,10 +165,10 @@ class Team:
             place = first + self.rank
             yield (batches[place], True) if place < len(batches) else (batches[first], False)
 
-    def total(self, numbers: dict[str, float]) -> dict[str, float]:
+    def total(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """The sums over all processes, the same to the last bit in each of them."""
         if self.processes == 1:
-            return numbers
+            return dict(numbers)
         import torch
         import torch.distributed as dist
 
@@ -171,7 +202,7 @@ class Team:
             self.wait()
 
 
-ALONE = Team()
+ALONE, ONE = Team(), DevicesConfig()
 
 
 class SilentRun(Run):

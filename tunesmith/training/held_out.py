@@ -14,7 +14,7 @@ from tunesmith.training.distributed import ALONE, Team
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.data.dataset import Rows
+    from tunesmith.data.dataset import Few, Rows
     from tunesmith.training.objectives import Objective
 
 
@@ -36,7 +36,7 @@ class EvaluationConfig(Config):
 
 
 def held_out_scores(
-    objective: Objective, model: Any, rows: Rows, ready: Callable[[list[int]], dict[str, torch.Tensor]], *,
+    objective: Objective, model: Any, rows: Rows | Few, ready: Callable[[list[int]], dict[str, torch.Tensor]], *,
     rows_at_once: int, team: Team = ALONE,
 ) -> dict[str, float]:  # fmt: skip
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.

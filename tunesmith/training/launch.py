@@ -94,7 +94,7 @@ def launch(devices: DevicesConfig, run: Run, orders: dict[str, Any]) -> Training
     files.write_json(folder / ORDERS, orders)
     if devices.hosts:
         port = devices.port or PORT
-        here = shlex.quote(os.getcwd())
+        here = shlex.quote(str(Path.cwd()))
         typed = [shlex.join(command(devices, run.folder, number, port=port)) for number in range(len(devices.hosts))]
         commands = [f"cd {here} && {words}" for words in typed]
         for host, words in zip(devices.hosts, commands, strict=True):

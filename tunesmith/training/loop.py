@@ -6,28 +6,31 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
 from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
 from tunesmith.core.hardware import memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
-from tunesmith.data.dataset import Rows
+from tunesmith.data.dataset import Few, Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
-from tunesmith.training.distributed import ALONE, DevicesConfig, Team
+from tunesmith.training.distributed import ALONE, ONE, DevicesConfig, Team
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
+from tunesmith.training.judge import finite, first_evaluation, judge
 from tunesmith.training.objectives import Objective
 from tunesmith.training.optimizer import OptimizerConfig, learning_rate
 from tunesmith.training.rollout import Rollout
 from tunesmith.training.spread import Spread, Wish, spread_over
 from tunesmith.training.stop import Stop
+from tunesmith.training.watch import TRAINED_ROWS, Watch, Watcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +56,14 @@ class Job:
     read_weights: Callable[[Any, Path], None]
     rollout: Rollout | None = None
     """How answers are drawn, for objectives that learn from their own."""
-    devices: DevicesConfig = DevicesConfig()
+    devices: DevicesConfig = ONE
     """How model and optimizer are held; a stage is decided."""
     team: Team = ALONE
     """The processes that train together."""
     facts: dict[str, Any] = field(default_factory=dict)
     """What the manifest of a checkpoint says about its origin."""
+    watch: Watch = field(default_factory=Watch)
+    """What is looked at while training, and what a finding leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,12 +99,17 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     position = _continue(job, run, spread, whole) if whole else Position(0)
     spread.model.train()
     per_epoch, steps = count_steps(len(job.rows), job.team.batch(job.batch), job.optimizer)
-    tokens, seconds = 0, 0.0
+    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run, job.team)
     with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
-        score = _scorer(job, spread, stop)
-        base_loss = _first_evaluation(run, score, resumed=position.step > 0)
+        score = _scorer(job, job.held_out, spread, stop)
+        base_loss = first_evaluation(run, score, resumed=position.step > 0)
+        few = Few.of(job.rows, 0 if job.rollout else TRAINED_ROWS)  # what is drawn anew has no loss to compare
+        watcher.begin(
+            spread.bare, _scorer(job, few, spread, stop), position.step, steps=steps, steps_per_epoch=per_epoch
+        )
         bar.skip(position.step)
         position = _evaluate(job, run, score, position, steps)
+        _look(watcher, stop, position, due=_is_due(job, position, steps))
         if stop.agreed(job.team):
             raise stop.paused(f"in the evaluation after step {position.step}, which is saved")
         for step, batches in _steps(job, per_epoch, position.step, steps):
@@ -108,22 +118,35 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
             started = time.perf_counter()
             updates, seen = _updates(job, spread.bare, step, batches)
             rate = learning_rate(job.optimizer, step, steps)
-            numbers = _one_step(job, spread, updates, rate) | seen
+            numbers = _one_step(job, spread, updates, rate) | seen | watcher.after_step(batches)
             seconds += time.perf_counter() - started
             tokens += numbers["tokens"]
             position = replace(position, step=step + 1)
             _report(run, bar, position, numbers, tokens / seconds)
             position = _evaluate(job, run, score, position, steps)
+            _look(watcher, stop, position, loss=numbers["loss"], due=_is_due(job, position, steps))
             asked = stop.agreed(job.team)
-            if asked or _save_now(job, position, steps):
+            if asked or watcher.is_over or _save_now(job, position, steps):
                 _save(job, run, spread, position)
             if asked:
                 raise stop.paused(f"after step {position.step} of {steps}, which is saved")
+            if watcher.is_over:
+                break
+    watcher.end()
     stopped = _enough(job, position)
     if stopped:
         run.say(f"stopped at step {position.step}: no better held-out loss in {position.bad_evaluations} evaluations")
-    last_loss = base_loss if position.held_out_loss is None else position.held_out_loss
-    return Outcome(position, steps, base_loss, last_loss, tokens / seconds if seconds else 0.0, stopped)
+    last_loss, rate = (
+        position.held_out_loss if position.judged_step else base_loss,
+        tokens / seconds if seconds else 0.0,
+    )
+    return Outcome(position, steps, base_loss, last_loss, rate, stopped or watcher.is_over)
+
+
+def _look(watcher: Watcher, stop: Stop, position: Position, *, due: bool, loss: float = 0.0) -> None:
+    """Examine the model where it is due; cut off by a stop, the resumed run begins with it."""
+    with suppress(Paused), stop.at_once() if watcher.is_alone else nullcontext():
+        watcher.look(position.step, loss=loss, due=due)
 
 
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
@@ -172,12 +195,14 @@ def _update(job: Job, spread: Spread, share: Share) -> dict[str, float]:
     """
     own = sum(job.objective.count(batch) for batch, counts in share if counts)
     count = job.team.total({"count": own})["count"]
+    over = max(count, 1)  # a step without labels has no gradient, and its weights stay numbers
     sums = Counter[str]()
     for place, (batch, counts) in enumerate(share, 1):
         loss, seen = job.objective.loss(spread.model, _there(batch, spread))
-        spread.backward(loss * counts / count if job.team.processes > 1 else loss / count, is_last=place == len(share))
-        sums.update({name: value * counts / count for name, value in {"loss": loss.item(), **seen}.items()})
-    return {**job.team.total(sums), "gradient_norm": spread.step()}
+        spread.backward(loss * counts / over if job.team.processes > 1 else loss / over, is_last=place == len(share))
+        sums.update({name: value * counts / over for name, value in {"loss": loss.item(), **seen}.items()})
+    means = job.team.total(sums)
+    return {**means, "loss": means["loss"] if count else math.nan, "gradient_norm": spread.step()}
 
 
 def _there(batch: Tensors, spread: Spread) -> Tensors:
@@ -185,82 +210,50 @@ def _there(batch: Tensors, spread: Spread) -> Tensors:
 
 
 def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
-    if not math.isfinite(numbers["loss"]):
-        run.warn(f"step {position.step}: the loss is {numbers['loss']}; lower the learning rate")
-    finite = {key: value if math.isfinite(value) else None for key, value in numbers.items()}
-    run.event("step", step=position.step, **finite, tokens_per_second=round(rate, 1), memory_bytes=memory_bytes())
+    run.event(
+        "step", step=position.step, **finite(numbers), tokens_per_second=round(rate, 1), memory_bytes=memory_bytes()
+    )
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
 
-def _scorer(job: Job, spread: Spread, stop: Stop) -> Callable[[], dict[str, float]] | None:
-    if not len(job.held_out):
+def _scorer(job: Job, rows: Rows | Few, spread: Spread, stop: Stop) -> Callable[[], dict[str, float]] | None:
+    if not len(rows):
         return None
 
     def score() -> dict[str, float]:
-        with (
-            stop.at_once() if job.team.processes == 1 else nullcontext()
-        ):  # one that left would keep the others waiting
+        # one that left would keep the others waiting
+        with stop.at_once() if job.team.processes == 1 else nullcontext():
             if job.rollout:
                 return job.rollout.score(spread.bare)
             return held_out_scores(
-                job.objective, spread.model, job.held_out,
-                lambda numbers: _there(collate(job.held_out, numbers, job.pad_token), spread),
+                job.objective, spread.model, rows,
+                lambda numbers: _there(collate(rows, numbers, job.pad_token), spread),
                 rows_at_once=job.batch.rows, team=job.team,
             )  # fmt: skip
 
     return score
 
 
-def _first_evaluation(run: Run, score: Callable[[], dict[str, float]] | None, *, resumed: bool) -> float | None:
-    """The held-out loss before the first step; a resumed run has it in its events."""
-    known = [_decisive(e) for e in run.events() if e["event"] == "evaluation" and e["step"] == 0] if resumed else []
-    if score is None or known:
-        return known[0] if known else None
-    scores = score()
-    run.event("evaluation", step=0, **scores)
-    run.say(f"before training: {_in_words(scores)}")
-    return _decisive(scores)
-
-
-def _decisive(scores: dict[str, Any]) -> float:
-    """The number by which evaluations are compared, the lower the better: the loss, or the reward turned round."""
-    return -scores["held_out_reward"] if "held_out_reward" in scores else scores["held_out_loss"]
-
-
 def _evaluate(
     job: Job, run: Run, score: Callable[[], dict[str, float]] | None, position: Position, steps: int
 ) -> Position:
     """Score the held-out rows where it is due; cut off by a stop, it stays due, and the resumed run begins with it."""
-    due = position.step % job.evaluation.every_steps == 0 or position.step == steps
-    if score is None or not due or position.judged_step == position.step:
+    if score is None or not _is_due(job, position, steps) or position.judged_step == position.step:
         return position
     try:
         scores = score()
     except Paused:
         return position
-    return _judge(position, scores, run)
+    return judge(position, scores, run)
+
+
+def _is_due(job: Job, position: Position, steps: int) -> bool:
+    return position.step % job.evaluation.every_steps == 0 or position.step == steps
 
 
 def _enough(job: Job, position: Position) -> bool:
     """Whether the patience is used up."""
     return job.evaluation.patience is not None and position.bad_evaluations >= job.evaluation.patience
-
-
-def _judge(position: Position, scores: dict[str, float], run: Run) -> Position:
-    loss = _decisive(scores)
-    position = replace(position, judged_step=position.step, held_out_loss=loss)
-    better = position.best_loss is None or loss < position.best_loss
-    run.event("evaluation", step=position.step, **scores, best=better)
-    run.say(f"step {position.step}: {_in_words(scores)}{' (best)' if better else ''}")
-    if better:
-        return replace(position, best_loss=loss, best_step=position.step, bad_evaluations=0)
-    return replace(position, bad_evaluations=position.bad_evaluations + 1)
-
-
-def _in_words(scores: dict[str, float]) -> str:
-    return ", ".join(
-        f"{name.replace('_', ' ').replace('held out', 'held-out')} {value:.4f}" for name, value in scores.items()
-    )
 
 
 def _save_now(job: Job, position: Position, steps: int) -> bool:
@@ -301,15 +294,14 @@ def _continue(job: Job, run: Run, spread: Spread, newest: Path) -> Position:
     return position
 
 
-def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, float]:
-    """Mean training loss over the last epoch, from the run's own events (resumed or not)."""
+def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, Any]:
+    """Mean training loss over the last epoch, from the run's own events (resumed or not); None where it is no number."""
     series = loss_series(run)
     last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
-    count = sum(numbers["count"] for numbers in last)
-    loss = (
-        sum((math.nan if numbers["loss"] is None else numbers["loss"]) * numbers["count"] for numbers in last) / count
-    )
-    return {"train_loss": loss, "epochs": outcome.position.step / per_epoch}
+    counted = [(math.nan if n["loss"] is None else n["loss"], n["count"]) for n in last if n["count"]]
+    loss = sum(loss * count for loss, count in counted) / max(sum(count for _, count in counted), 1)
+    known = loss if counted and math.isfinite(loss) else None
+    return {"train_loss": known, "epochs": outcome.position.step / per_epoch}
 
 
 def loss_series(run: Run) -> dict[int, dict[str, Any]]:

@@ -37,7 +37,9 @@ class Sharded(Spread):
     def _check(self) -> None:
         whole = [name for name, parameter in self.bare.named_parameters() if not isinstance(parameter, DTensor)]
         if whole or not isinstance(self.bare, FSDPModule):
-            raise TunesmithError("devices.kind", "fsdp should spread every parameter", got=(whole or [type(self.bare)])[0])
+            raise TunesmithError(
+                "devices.kind", "fsdp should spread every parameter", got=(whole or [type(self.bare)])[0]
+            )
 
     def set_rate(self, rate: float) -> None:
         """Give every group its learning rate where the schedule's is `rate`."""

@@ -14,19 +14,19 @@ from typing import Any
 import torch
 
 from tunesmith.core.errors import TunesmithError
+from tunesmith.planning.zero import BUCKET, LIVE
 from tunesmith.training.distributed import Team, own_device
 from tunesmith.training.optimizer import make_optimizer, set_rate
 from tunesmith.training.spread import Portable, Spread, Wish, compute_in, holding
 
-BUCKET = 50_000_000
-"""Elements that are exchanged at a time: 200 MB in fp32."""
 HELD_BY = {0: "AdamW", 1: "DeepSpeedZeroOptimizer", 2: "DeepSpeedZeroOptimizer", 3: "DeepSpeedZeroOptimizer_Stage3"}
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def preset(wish: Wish, *, on_gpu: bool) -> dict[str, Any]:
     """DeepSpeed's config. Weights stay in the precision they are loaded in, forward passes compute under torch's autocast:
-    what is trained is fp32, as in one process."""
+    what is trained is fp32, as in one process.
+    """
     stage, offload = wish.devices.stage, wish.devices.offload or "none"
     to_cpu = {"device": "cpu", "pin_memory": on_gpu}
     spread: dict[str, Any] = {
@@ -37,7 +37,10 @@ def preset(wish: Wish, *, on_gpu: bool) -> dict[str, Any]:
     if offload == "all":
         spread["offload_param"] = to_cpu
     if stage == 3:
-        spread |= {"stage3_prefetch_bucket_size": BUCKET, "stage3_param_persistence_threshold": 10_000}
+        spread |= {
+            "stage3_prefetch_bucket_size": BUCKET, "stage3_param_persistence_threshold": 10_000,
+            "stage3_max_live_parameters": LIVE,
+        }  # fmt: skip
     return {
         "train_micro_batch_size_per_gpu": wish.rows, "gradient_accumulation_steps": 1,
         "gradient_clipping": wish.optimizer.max_gradient_norm or 0.0, "zero_optimization": spread,
@@ -52,7 +55,8 @@ class Zero(Spread):
         import deepspeed
         import deepspeed.ops
 
-        deepspeed.ops.__compatible_ops__ = defaultdict(bool)  # nothing is compiled: Adam is torch's, messages are its too
+        # nothing is compiled: Adam and the messages are torch's
+        setattr(deepspeed.ops, "__compatible_ops__", defaultdict(bool))  # noqa: B010 - a name that its stubs do not know
         self.bare, self.team, self.device = model, team, torch.device(own_device())
         self._stage, self._limit = int(wish.devices.stage or 0), wish.optimizer.max_gradient_norm
         compute_in(model, wish.precision, self.device)
@@ -106,7 +110,7 @@ class Zero(Spread):
             return {}
         found: dict[int, dict[str, Any]] = {}
         for number, parameter in enumerate(self._trained):
-            moments = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
+            moments: dict[str, Any] = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
             if self.team.is_first:
                 found[number] = {"step": steps[0].cpu(), **{name: value.cpu() for name, value in moments.items()}}
         return found
@@ -141,8 +145,8 @@ class Zero(Spread):
 
         found: dict[int, torch.Tensor] = {}
         for parameter in self._trained:
-            whole = parameter.detach() if not self._stage else safe_get_full_fp32_param(parameter).detach()
+            whole: Any = parameter if not self._stage else safe_get_full_fp32_param(parameter)
             if self.team.is_first:
-                found[id(parameter)] = whole.cpu().clone()
+                found[id(parameter)] = whole.detach().cpu().clone()
         with holding(self.bare, found):
             yield

@@ -13,7 +13,7 @@ from typing import Any
 
 from tunesmith.core.config import Config
 
-VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "quickstart")
+VERBS = ("prepare", "plan", "train", "evaluate", "export", "serve", "chat", "doctor", "quickstart", "migrate")
 RESUMABLE = ("train",)
 RESUME_OPTIONS = ("devices", "batch")
 """What a resumed run may have otherwise: the same steps, made by other processes."""
@@ -36,6 +36,21 @@ def summary(verb: str) -> str:
 
     text = (Path(__file__).parent / f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(text)) or "").splitlines()[0]
+
+
+def read_document(verb: str, subject: str, out: str | None, **how: Any) -> tuple[dict[str, Any], str | None]:
+    """What a YAML on the command line says in the options of a verb, and the folder for its run.
+
+    To migrate, a file of another platform is the subject; to the others it is given in our words.
+    """
+    from tunesmith.core.config import read_yaml
+    from tunesmith.verbs.migrate import adopt
+
+    path = Path(subject)
+    document = read_yaml(path)
+    if verb == "migrate" and "source" not in document:
+        return {"source": subject}, out
+    return adopt(verb, path, document, out, **how)
 
 
 def perform(

@@ -13,6 +13,7 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
+from tunesmith.training.distributed import DevicesConfig, plan_devices
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import MemoryPlan
@@ -61,7 +62,9 @@ class PlanConfig(Config):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic: auto takes bf16 where the processor has it."""
     memory: LimitConfig = LimitConfig()
-    """Memory."""
+    """Memory, of one process."""
+    devices: DevicesConfig = DevicesConfig()
+    """Processes; where their stage is left open, the first that fits is named. The time of an epoch is measured in one."""
     calibration_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Train on a few batches for about this long to measure the time of an epoch (needs dataset and weights); 0 does not."""
     seed: int = 42
@@ -81,18 +84,20 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     """Plan, print, compare. Raises ModelError for a model whose parts are not known, DataError for unusable rows."""
     from tunesmith.core.hardware import probe
     from tunesmith.models.shape import read_shape
-    from tunesmith.planning.memory import plan_memory
     from tunesmith.planning.table import compare_lines, plan_lines
 
     machine, source = probe(), _config_of(config.model)
     shape = read_shape(source)
     folder = _dataset(config, source, run) if config.dataset else None
     wish = _wish(config, shape, machine, folder)
-    plan = plan_memory(shape, wish, machine)
-    if folder and plan.fits:
+    plan, _, reasons = plan_devices(shape, wish, config.devices)
+    is_one = config.devices.kind == "one"
+    if folder and plan.fits and is_one:
         plan = replace(plan, seconds_per_epoch=_measure(config, source, folder, plan, run))
-    for line in plan_lines(plan):
+    for line in [*plan_lines(plan), *reasons]:
         run.say(line)
+    if not is_one:
+        return plan
     run.say("side by side")
     for line in compare_lines(_alternatives(shape, wish, machine)):
         run.say(line)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,7 +17,8 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
-from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions
+from tunesmith.training.diagnosis import DiagnosisConfig
+from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions, plan_devices
 from tunesmith.training.held_out import EvaluationConfig
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
@@ -26,8 +28,8 @@ from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, HostCommands, MemoryPlan, Training
     from tunesmith.core.run import Run
-    from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found
+    from tunesmith.training.job import Ready
 
 SUBJECT = "dataset"
 
@@ -64,6 +66,8 @@ class TrainConfig(Config):
     """Arithmetic: auto takes bf16 where the processor has it. Trained weights are kept in fp32 in any case."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Held-out evaluation while training."""
+    diagnosis: DiagnosisConfig = DiagnosisConfig()
+    """What is looked for while training, and what a finding leads to."""
     save: SaveConfig = SaveConfig()
     """Checkpoints."""
     memory: MemoryConfig = MemoryConfig()
@@ -97,16 +101,6 @@ def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
     return config.precision
 
 
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """What is known before any weights are loaded."""
-
-    found: Found
-    tokenizer: Any
-    dataset: Dataset
-    plan: MemoryPlan
-
-
 def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     """Prepare, plan, train. A run folder that holds checkpoints already is continued.
 
@@ -116,6 +110,7 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     """
     from tunesmith.core.hardware import probe
     from tunesmith.models.load import identity
+    from tunesmith.training.job import Ready
     from tunesmith.training.lock import make_lock, settle
 
     check_optimizer(config.optimizer, probe().device)
@@ -124,12 +119,13 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_devices(config.devices, probe().device)
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
-    plan = _plan(config, found, dataset, precision, run)
+    plan, devices = _plan(config, found, dataset, precision, run)
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
     if config.devices.kind != "one":
-        told = {"config": config.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
-        return launch(config.devices, run, told)
+        decided = config.model_copy(update={"devices": devices})
+        told = {"config": decided.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
+        return launch(devices, run, told)
     made = _train(config, run, Ready(found, tokenizer, dataset, plan), ALONE)
     assert made
     return made
@@ -139,6 +135,7 @@ def work(config: TrainConfig, run: Run, orders: dict[str, Any], team: Team) -> T
     """The part of one process of many in a run that `run` has prepared; the first one returns what was made."""
     from tunesmith.core.artifacts import MemoryPlan
     from tunesmith.data.dataset import open_dataset
+    from tunesmith.training.job import Ready
 
     dataset = _of_kind(config, open_dataset(Path(orders["dataset"])))
     return _train(config, run, Ready(*_find(config), dataset, MemoryPlan(**orders["plan"])), team)
@@ -158,13 +155,14 @@ def _find(config: TrainConfig) -> tuple[Found, Any]:
 def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training | None:
     from tunesmith.core.hardware import reset_peak_memory
     from tunesmith.data.dataset import SPLITS, Rows
+    from tunesmith.training.job import load_for, make_job
     from tunesmith.training.loop import train
 
     splits = {split: Rows(ready.dataset.dataset, split) for split in SPLITS}
     with team.first_alone() if config.objective.uses_reference else nullcontext():  # what it computes, the others find
-        model = _load(config, ready.found, ready.plan, splits, ready.dataset, run)
+        model = load_for(config, ready, splits, run)
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
-    job = replace(_job(config, model, splits, ready.dataset, ready.tokenizer, ready.found), team=team)
+    job = make_job(config, ready, model, splits, team)
     with tracked(run, config, config.track if team.is_first else ()):
         outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, ready, team) if team.is_first else None
@@ -207,18 +205,18 @@ def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
 
 def _plan(
     config: TrainConfig, found: Found, dataset: Dataset, precision: Literal["fp32", "bf16"], run: Run
-) -> MemoryPlan:
-    """Print the memory plan; refuse what cannot fit unless the config says otherwise."""
-    from tunesmith.core.hardware import probe
+) -> tuple[MemoryPlan, DevicesConfig]:
+    """Print the memory plan, and decide what the devices leave open; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish, plan_memory
+    from tunesmith.planning.memory import Wish
     from tunesmith.planning.table import plan_lines
     from tunesmith.verbs.plan import largest_batch
 
     shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
+    together = Team(processes=config.devices.total).batch(config.batch)
+    batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
     sequences = config.batch.rows * rows.each
     if isinstance(config.objective, Ppo | Grpo):
         sequences, tokens = config.batch.rows, config.objective.answer_tokens
@@ -229,8 +227,8 @@ def _plan(
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
     )  # fmt: skip
-    plan = plan_memory(shape, wish, probe())
-    for line in plan_lines(plan):
+    plan, devices, reasons = plan_devices(shape, wish, config.devices)
+    for line in [*plan_lines(plan), *reasons]:
         run.say(line)
     if not plan.fits and config.memory.exceed == "refuse":
         raise CapacityError(
@@ -240,96 +238,10 @@ def _plan(
         )  # fmt: skip
     if not plan.fits:
         run.warn("the plan does not fit this machine; trying all the same, as the config says")
-    return plan
-
-
-def _load(
-    config: TrainConfig, found: Found, plan: MemoryPlan, splits: dict[str, Rows], dataset: Dataset, run: Run
-) -> Any:
-    """The base model with the method put on it, in the precision that the plan counts with.
-
-    What the objective wants to know of the untrained model is asked before the method changes it.
-    """
-    import torch
-
-    from tunesmith.models.load import identity
-    from tunesmith.models.recompute import recompute_activations
-    from tunesmith.training.reference import add_reference
-
-    torch.manual_seed(config.seed)
-    model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
-    if config.objective.uses_reference:
-        key = {"weights": identity(found), "data": dataset.data_sha256, "precision": plan.precision}
-        loaded = {"stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None))}
-        add_reference(model, splits, {**key, **loaded, "torch": torch.__version__}, run)
-    torch.manual_seed(config.seed)
-    model = config.method.put(model)
-    if plan.checkpointing:
-        recompute_activations(model)
-    if isinstance(config.objective, Ppo):
-        from tunesmith.models.critic import ActorCritic
-
-        return ActorCritic(model, config.objective.kl)
-    return model
-
-
-def _job(
-    config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any, found: Found
-) -> Any:
-    from tunesmith.models.load import identity
-    from tunesmith.training.loop import Job
-
-    has_critic = isinstance(config.objective, Ppo)
-
-    def write_weights(trained: Any, folder: Path) -> None:
-        config.method.save(trained.policy if has_critic else trained, folder)
-        tokenizer.save_pretrained(folder)
-        if has_critic:
-            trained.save(folder)
-
-    def read_weights(trained: Any, folder: Path) -> None:
-        config.method.restore(trained.policy if has_critic else trained, folder)
-        if has_critic:
-            trained.restore(folder)
-
-    base = {"model": config.model, "weights_sha256": identity(found)}
-    return Job(
-        model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
-        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation,
-        save=config.save, precision=choose_precision(config), seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
-        devices=config.devices, rate_factor=config.method.rate_factor, write_weights=write_weights, read_weights=read_weights,
-        rollout=_rollout(config, model, splits, dataset, tokenizer),
-        facts={"base": base, "method": config.method.model_dump(), "template_sha256": dataset.template_sha256},
-    )  # fmt: skip
-
-
-def _rollout(config: TrainConfig, model: Any, splits: dict[str, Rows], dataset: Dataset, tokenizer: Any) -> Any:
-    """How answers are drawn and scored, for objectives that learn from their own."""
-    if not isinstance(config.objective, Ppo | Grpo):
-        return None
-    from tunesmith.core.files import read_jsonl
-    from tunesmith.engines.transformers import end_token_ids
-    from tunesmith.training.rewards import open_rewards
-    from tunesmith.training.rollout import Rollout, without_adapter
-
-    policy, precision = getattr(model, "policy", model), choose_precision(config)
-    if config.objective.kl:
-        with without_adapter(policy):  # refuses before the long work
-            pass
-    return Rollout(
-        objective=config.objective, reward=open_rewards(config.objective.reward, tokenizer, precision),
-        prompts={
-            split: (rows, [row for _, row in read_jsonl(dataset.dataset / f"{split}.jsonl")])
-            for split, rows in splits.items()
-        },
-        end_ids=end_token_ids(policy, tokenizer), pad_token=tokenizer.pad_token_id or 0,
-        rows_at_once=config.batch.rows, seed=config.seed, precision=precision,
-    )  # fmt: skip
+    return plan, devices
 
 
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
-    import math
-
     from tunesmith.core.artifacts import Training
     from tunesmith.core.hardware import peak_memory_bytes
     from tunesmith.training.chart import draw_losses
@@ -347,11 +259,12 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
         scores = {**dict.fromkeys(scores), **turned}
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, **scores,
-        perplexity=math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN else None,
+        perplexity=_perplexity(config, loss),
         tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
         peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
+        findings=[event["name"] for event in run.events() if event["event"] == "finding"],
         replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, team.batch(config.batch), config.optimizer)[0]),
     )  # fmt: skip
     share = made.peak_memory_bytes / made.predicted_memory_bytes
@@ -360,3 +273,11 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
         f"done      {made.steps} steps in {made.seconds:.0f} s, {made.tokens_per_second:.0f} tokens/s, {made.checkpoint}"
     )
     return made
+
+
+def _perplexity(config: TrainConfig, loss: float | None) -> float | None:
+    """exp(loss), where the loss is in nats a token and the number is one that can be written down."""
+    import math
+
+    largest = math.log(sys.float_info.max)
+    return math.exp(loss) if loss is not None and config.objective.NATS_A_TOKEN and loss < largest else None

@@ -1,0 +1,110 @@
+"""From a training config and what is known of data and memory to the loop's job. Knows every part, trains none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith.models.load import identity
+from tunesmith.training.loop import Job
+from tunesmith.training.objectives import Grpo, Ppo
+from tunesmith.training.watch import watch_over
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import Dataset, MemoryPlan
+    from tunesmith.core.run import Run
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models.load import Found
+    from tunesmith.training.distributed import Team
+    from tunesmith.training.rollout import Rollout
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What is known before any weights are loaded."""
+
+    found: Found
+    tokenizer: Any
+    dataset: Dataset
+    plan: MemoryPlan
+
+
+def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> Any:
+    """The base model with the method put on it, in the precision that the plan counts with; `config` is train's.
+
+    What the objective wants to know of the untrained model is asked before the method changes it.
+    """
+    from tunesmith.models.recompute import recompute_activations
+    from tunesmith.training.reference import add_reference
+
+    found, plan = ready.found, ready.plan
+    torch.manual_seed(config.seed)
+    model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
+    if config.objective.uses_reference:
+        key = {"weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision}
+        loaded = {"stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None))}
+        add_reference(model, splits, {**key, **loaded, "torch": torch.__version__}, run)
+    torch.manual_seed(config.seed)
+    model = config.method.put(model)
+    if plan.checkpointing:
+        recompute_activations(model)
+    if isinstance(config.objective, Ppo):
+        from tunesmith.models.critic import ActorCritic
+
+        return ActorCritic(model, config.objective.kl)
+    return model
+
+
+def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], team: Team) -> Job:
+    """The job of this process; `config` is train's."""
+    has_critic, tokenizer = isinstance(config.objective, Ppo), ready.tokenizer
+
+    def write_weights(trained: Any, folder: Path) -> None:
+        config.method.save(trained.policy if has_critic else trained, folder)
+        tokenizer.save_pretrained(folder)
+        if has_critic:
+            trained.save(folder)
+
+    def read_weights(trained: Any, folder: Path) -> None:
+        config.method.restore(trained.policy if has_critic else trained, folder)
+        if has_critic:
+            trained.restore(folder)
+
+    base = {"model": config.model, "weights_sha256": identity(ready.found)}
+    template = ready.dataset.template_sha256
+    return Job(
+        model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
+        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation, save=config.save,
+        precision=ready.plan.precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
+        devices=config.devices, team=team, rate_factor=config.method.rate_factor,
+        write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),
+        facts={"base": base, "method": config.method.model_dump(), "template_sha256": template},
+        watch=watch_over(config, splits, ready.dataset, tokenizer, ready.plan.precision),
+    )  # fmt: skip
+
+
+def _rollout(config: Any, ready: Ready, model: Any, splits: dict[str, Rows]) -> Rollout | None:
+    """How answers are drawn and scored, for objectives that learn from their own."""
+    if not isinstance(config.objective, Ppo | Grpo):
+        return None
+    from tunesmith.core.files import read_jsonl
+    from tunesmith.engines.transformers import end_token_ids
+    from tunesmith.training.rewards import open_rewards
+    from tunesmith.training.rollout import Rollout, without_adapter
+
+    policy, precision, tokenizer = getattr(model, "policy", model), ready.plan.precision, ready.tokenizer
+    if config.objective.kl:
+        with without_adapter(policy):  # refuses before the long work
+            pass
+    return Rollout(
+        objective=config.objective, reward=open_rewards(config.objective.reward, tokenizer, precision),
+        prompts={
+            split: (rows, [row for _, row in read_jsonl(ready.dataset.dataset / f"{split}.jsonl")])
+            for split, rows in splits.items()
+        },
+        end_ids=end_token_ids(policy, tokenizer), pad_token=tokenizer.pad_token_id or 0,
+        rows_at_once=config.batch.rows, seed=config.seed, precision=precision,
+    )  # fmt: skip

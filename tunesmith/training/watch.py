@@ -1,0 +1,163 @@
+"""Watches a run while it happens: what each step moved, what the model can still do, and what the doctor says of it."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith.core.errors import DiseaseFound
+from tunesmith.core.run import Run
+from tunesmith.training.diagnosis import DiagnosisConfig, diagnose
+from tunesmith.training.distributed import ALONE, Team
+from tunesmith.training.record import FACTS, FINDING, PROBE, Finding, Record
+
+if TYPE_CHECKING:
+    from tunesmith.core.artifacts import Dataset
+    from tunesmith.data.dataset import Rows
+
+TRAINED_ROWS = 16
+"""Training rows that are scored at each evaluation: the loss of the same rows has no noise of the draw, so that a small rise
+or fall means something; that of the steps has other rows each time."""
+TENSORS, NUMBERS = 32, 4096
+"""The size of an update is measured on so many trained tensors, on the first numbers of each: a copy of half a MiB
+whatever the model's size, and every kind of layer is among them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What the verb hands to the loop for the diagnosis."""
+
+    config: DiagnosisConfig = field(default_factory=DiagnosisConfig)
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What the data says before the first step: kept rows, end tokens lost, and so on."""
+    probe: Callable[[Any], dict[str, Any]] = lambda _: {}
+    """Examines the model at each evaluation; its numbers go into the `probe` events."""
+
+
+def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokenizer: Any, precision: str) -> Watch:
+    """What is known before the first step of a TrainConfig, and what its model is asked.
+
+    A reward model has nothing to say, and weights that are spread over processes answer nobody alone.
+    """
+    from tunesmith.training.probes import Probes
+
+    facts = {
+        "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
+        "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
+        "vocabulary": len(tokenizer), "method": config.method.kind, "objective": config.objective.kind,
+        "learning_rate": config.optimizer.learning_rate,
+    }  # fmt: skip
+    is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+    if config.objective.kind == "reward" or is_spread:
+        return Watch(
+            config.diagnosis, {**facts, "silent": "the weights are spread over processes"} if is_spread else facts
+        )
+    rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
+    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": precision == "bf16"}
+    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
+
+
+class Watcher:
+    """One run under observation. All it knows is in events.jsonl, so a resumed run goes on with the same knowledge."""
+
+    def __init__(self, watch: Watch, run: Run, team: Team = ALONE) -> None:
+        self._watch, self._run, self._team = watch, run, team
+        self._model: Any = None
+        self._score: Callable[[], dict[str, float]] | None = None
+        self._pulse: Pulse | None = None
+        events = list(run.events())
+        self._examined = {event["step"] for event in events if event["event"] == PROBE}
+        self._found = {event["name"] for event in events if event["event"] == FINDING}
+        self._is_broken = self.is_over = False
+        self._stop_for: Finding | None = None
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether no other process waits for what this one does."""
+        return self._team.processes == 1
+
+    def begin(self, model: Any, score: Callable[[], dict[str, float]] | None, step: int, **facts: Any) -> None:
+        """Before the first step, or the first one after `--resume`; `score` gives the loss on a few training rows.
+
+        Raises DiseaseFound where the facts alone are enough to stop: nothing is trained yet, so nothing is lost.
+        """
+        self._model, self._score, self._pulse = model, score, Pulse(model)
+        self._run.event(FACTS, **self._watch.facts, **facts)
+        if step == 0:
+            self.look(step)
+        if self.is_over:
+            raise self._error()
+
+    def after_step(self, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """What the step event says beside the loss: `update`, relative to the weights, and `order`, the rows' digest."""
+        assert self._pulse
+        numbers = ",".join(str(number) for batch in batches for number in batch)
+        return {"update": self._pulse.moved(), "order": f"{zlib.crc32(numbers.encode()):08x}"}
+
+    def look(self, step: int, *, loss: float = 0.0, due: bool = True) -> None:
+        """Examine the model where it is due, and say what is new; the first loss that is no number is looked at at once.
+
+        All processes score the training rows together; the first one does the rest, and all hear whether it is over.
+        """
+        if due and step not in self._examined:
+            self._examined.add(step)
+            train_loss = self._score()["held_out_loss"] if self._score else math.nan
+            if self._team.is_first:
+                finite = {"train_loss": train_loss if math.isfinite(train_loss) else None}
+                self._run.event(PROBE, step=step, **finite, **self._watch.probe(self._model))
+        elif math.isfinite(loss) or self._is_broken:
+            return
+        self._is_broken = self._is_broken or not math.isfinite(loss)
+        if self._team.is_first:
+            self._diagnose()
+        self.is_over = self._team.total({"over": float(self._stop_for is not None)})["over"] > 0
+
+    def _diagnose(self) -> None:
+        for finding in diagnose(Record.read(self._run.events()), self._watch.config.ignore).findings:
+            if finding.name not in self._found:
+                self._found.add(finding.name)
+                self._run.event(FINDING, **finding.as_dict())
+                self._run.warn(str(finding))
+                if self._watch.config.on_disease == "stop":
+                    self._stop_for = self._stop_for or finding
+
+    def end(self) -> None:
+        """Let the run end with the finding it was stopped for, once its result is written."""
+        if self._stop_for:
+            self._run.unproven = self._error()
+
+    def _error(self) -> DiseaseFound:
+        said = str(self._stop_for).rstrip(".") if self._stop_for else "ended by a finding of the first process"
+        return DiseaseFound(
+            str(self._run.folder), said, do="--diagnosis.ignore leaves a disease out, --resume goes on all the same"
+        )
+
+
+class Pulse:
+    """Measures how far a step moves the trained weights, on a sample of them."""
+
+    def __init__(self, model: Any) -> None:
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad and parameter.numel()]
+        every = max(1, len(trained) // TENSORS)
+        self._sample = trained[::every][:TENSORS]
+        self._last = self._look()
+
+    def _look(self) -> torch.Tensor:
+        with torch.no_grad():
+            own = [
+                getattr(parameter, "_local_tensor", parameter).detach() for parameter in self._sample
+            ]  # of a DTensor
+            parts = [part.reshape(-1)[:NUMBERS].float() for part in own]
+            return torch.cat(parts) if parts else torch.zeros(0)
+
+    def moved(self) -> float:
+        """Length of the change since the last call over the length of the weights; nan where nothing can be measured."""
+        now, last = self._look(), self._last
+        self._last = now
+        change, length = torch.stack([(now - last).norm(), last.norm()]).tolist()
+        return change / length if length else math.nan
