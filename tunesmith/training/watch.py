@@ -37,6 +37,8 @@ class Watch:
     """What the data says before the first step: kept rows, end tokens lost, and so on."""
     probe: Callable[[Any], dict[str, Any]] = lambda _: {}
     """Examines the model at each evaluation; its numbers go into the `probe` events."""
+    is_spread: bool = False
+    """Whether a process holds parts of weights only, whose updates are not measured."""
 
 
 def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokenizer: Any, precision: str) -> Watch:
@@ -54,9 +56,8 @@ def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokeni
     }  # fmt: skip
     is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
     if config.objective.kind == "reward" or is_spread:
-        return Watch(
-            config.diagnosis, {**facts, "silent": "the weights are spread over processes"} if is_spread else facts
-        )
+        silent = {"silent": "the weights are spread over processes"} if is_spread else {}
+        return Watch(config.diagnosis, facts | silent, is_spread=is_spread)
     rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
     batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": precision == "bf16"}
     return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
@@ -86,7 +87,8 @@ class Watcher:
 
         Raises DiseaseFound where the facts alone are enough to stop: nothing is trained yet, so nothing is lost.
         """
-        self._model, self._score, self._pulse = model, score, Pulse(model)
+        self._model, self._score = model, score
+        self._pulse = None if self._watch.is_spread else Pulse(model)
         self._run.event(FACTS, **self._watch.facts, **facts)
         if step == 0:
             self.look(step)
@@ -95,9 +97,9 @@ class Watcher:
 
     def after_step(self, batches: Sequence[Sequence[int]]) -> dict[str, Any]:
         """What the step event says beside the loss: `update`, relative to the weights, and `order`, the rows' digest."""
-        assert self._pulse
         numbers = ",".join(str(number) for batch in batches for number in batch)
-        return {"update": self._pulse.moved(), "order": f"{zlib.crc32(numbers.encode()):08x}"}
+        moved = self._pulse.moved() if self._pulse else math.nan
+        return {"update": moved, "order": f"{zlib.crc32(numbers.encode()):08x}"}
 
     def look(self, step: int, *, loss: float = 0.0, due: bool = True) -> None:
         """Examine the model where it is due, and say what is new; the first loss that is no number is looked at at once.
@@ -149,10 +151,7 @@ class Pulse:
 
     def _look(self) -> torch.Tensor:
         with torch.no_grad():
-            own = [
-                getattr(parameter, "_local_tensor", parameter).detach() for parameter in self._sample
-            ]  # of a DTensor
-            parts = [part.reshape(-1)[:NUMBERS].float() for part in own]
+            parts = [parameter.detach().reshape(-1)[:NUMBERS].float() for parameter in self._sample]
             return torch.cat(parts) if parts else torch.zeros(0)
 
     def moved(self) -> float:

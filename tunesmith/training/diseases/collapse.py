@@ -17,6 +17,8 @@ FOLLOWS = (
     "not_converging",
     "end_token_never_learned",
 )
+SPEAKS = 0.25
+"""Share of looping answers up to which the untrained model can be said to speak; else it has nothing to lose."""
 MORE_LOOPS = 0.5
 """Rise of the share of answers that go round in circles, over the untrained model's and over the rows' own answers."""
 SAME = 0.25
@@ -37,9 +39,11 @@ def lacks(record: Record) -> str:
     missing = repetition.lacks(record)
     if missing:
         return missing
-    return (
-        "" if record.probes[0]["step"] == 0 and record.probes[0].get("samples") else "the untrained model was not asked"
-    )
+    first = record.probes[0]
+    if first["step"] or not first.get("samples"):
+        return "the untrained model was not asked"
+    loops = repetition.looping(first["samples"])
+    return "" if loops <= SPEAKS else f"{loops:.0%} of the untrained model's own answers go round in circles"
 
 
 def find(record: Record) -> Finding | None:

@@ -20,6 +20,8 @@ def lacks(record: Record) -> str:
     """What is missing to judge; empty where it can be judged."""
     if record.step < STEPS or record.share_done < HALF:
         return f"fewer than {STEPS} steps, or less than half of the run"
+    if all(step.get("update") is None for step in record.steps):
+        return record.facts.get("silent") or "how far the weights moved was not measured"
     return "" if len(record.trained) > 1 else "the loss on training rows was measured less than twice"
 
 

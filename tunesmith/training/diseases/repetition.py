@@ -23,6 +23,8 @@ MOST = 0.5
 """Share of the sample answers that do; one of four does now and then in healthy runs."""
 SILENT = ("pretrain", "reward")
 """Objectives whose rows hold no answers, or whose model gives none."""
+STEPS = 20
+"""Fewer are a trial: they leave a model in the middle of learning."""
 PROBES = 2
 """Evaluations in a row that agree."""
 LEARNED = 0.25
@@ -53,7 +55,8 @@ def find(record: Record) -> Finding | None:
     probes = asked(record)
     shares = [(probe["step"], looping(probe["samples"])) for probe in probes]
     loops = [share >= MOST for _, share in shares]
-    if not all(loops[-PROBES:]) or not record.is_settled or record.improved < LEARNED:
+    is_trial = record.step < STEPS
+    if is_trial or not all(loops[-PROBES:]) or not record.is_settled or record.improved < LEARNED:
         return None
     began = next(step for place, (step, _) in enumerate(shares) if all(loops[place:]))
     samples = probes[-1]["samples"]
