@@ -58,7 +58,7 @@ FASTEST_FIRST = (
     Layout("ddp"), Layout("zero", 1), Layout("zero", 2), Layout("zero", 2, "optimizer"), Layout("zero", 3),
     Layout("zero", 3, "all"),
 )  # fmt: skip
-"""What stage auto tries, in this order: each one takes less memory than the one before, and sends more."""
+"""What stage auto tries, in this order: each one sends more between processes, or to the CPU, than the one before."""
 
 
 @dataclass(frozen=True, slots=True)

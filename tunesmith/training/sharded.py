@@ -67,10 +67,11 @@ class Sharded(Spread):
         return Portable(found if self.team.is_first else {}, self._load)
 
     def _load(self, state: dict[int, dict[str, Any]]) -> None:
-        for number, parameter in enumerate(self._trained):
+        for number, entry in state.items():
+            parameter = self._trained[number]
             self.optimizer.state[parameter] = {
                 name: _piece(value, parameter) if value.shape == parameter.shape else value.clone()
-                for name, value in state[number].items()
+                for name, value in entry.items()
             }
 
     @contextmanager

@@ -131,11 +131,11 @@ class Zero(Spread):
         flat = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         for part in flat:
             made = {name: torch.zeros_like(part, memory_format=torch.preserve_format) for name in MOMENTS}
-            self._inner().state[part] = {"step": state[0]["step"].clone(), **made}
+            self._inner().state[part] = {"step": next(iter(state.values()))["step"].clone(), **made}
         if self._stage < 3:
             zero._lazy_init_hp_params_optimizer_state()
         for number, parameter in enumerate(self._trained):
-            for name in MOMENTS:
+            for name in MOMENTS if number in state else ():  # one that never had a gradient has no moments
                 safe_set_full_optimizer_state(parameter, state[number][name].to(parameter.device), name)
 
     @contextmanager
