@@ -108,6 +108,11 @@ class Zero(Spread):
         steps = [entry["step"] for entry in self._flat_states()]
         if not steps:
             return {}
+        if (
+            self._stage < 3
+        ):  # DeepSpeed links moments to parameters once, at the first step, when some groups have none yet
+            self.optimizer._hp_optimizer_states_linked = False
+            self.optimizer._lazy_init_hp_params_optimizer_state()
         found: dict[int, dict[str, Any]] = {}
         for number, parameter in enumerate(self._trained):
             moments: dict[str, Any] = {name: safe_get_full_optimizer_state(parameter, name) for name in MOMENTS}
