@@ -119,7 +119,8 @@ def test_what_was_asked_holds_the_model(runs, kind):
         assert held["by"] == HELD[kind]
     spread = {"ddp": 1, "zero 1": 1, "zero 2": 1, "fsdp": 2}
     assert held["here"] == (held["of"] / spread[kind] if kind in spread else 0)  # stage 3 keeps its piece elsewhere
-    assert held["offload"] == {"zero 3 + offload": "cpu", "zero 3": "none"}.get(kind, held["offload"])
+    if kind.startswith("zero 3"):
+        assert held["offload"] == [kind != "zero 3"] * 2
 
 
 @pytest.mark.slow

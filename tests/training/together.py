@@ -22,7 +22,7 @@ def noting(model, wish, team):
     held["by"] = [type(made.model).__name__, type(made.optimizer).__name__]
     held["here"] = getattr(piece, "_local_tensor", piece).numel()
     held["of"] = getattr(piece, "ds_numel", piece.numel())
-    held["offload"] = str(getattr(getattr(made.optimizer, "offload_param_device", ""), "value", ""))
+    held["offload"] = [getattr(made.optimizer, name, False) for name in ("offload_optimizer", "offload_param")]
     return made
 
 
