@@ -150,6 +150,7 @@ import sys, torch
 from peft import PeftModel
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)  # as the test: another number of threads rounds otherwise
 base, adapter, out = sys.argv[1:]
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval()
 assert "tunesmith" not in sys.modules
