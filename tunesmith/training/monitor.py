@@ -121,7 +121,7 @@ def _wandb(run: Run, config: Config, ids: dict[str, str]) -> Tracker:
     asked = os.environ.get("WANDB_MODE") or ("online" if os.environ.get("WANDB_API_KEY") else "offline")
     if asked != "online":
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
-    import wandb
+    import wandb  # pyright: ignore[reportMissingImports] - extra track
 
     quiet = wandb.Settings(silent=True, console="off", x_disable_stats=True, x_disable_meta=True)
     started = wandb.init(
@@ -134,7 +134,7 @@ def _wandb(run: Run, config: Config, ids: dict[str, str]) -> Tracker:
 
 
 def _swanlab(run: Run, config: Config, ids: dict[str, str]) -> Tracker:
-    import swanlab
+    import swanlab  # pyright: ignore[reportMissingImports] - extra track
 
     asked = os.environ.get("SWANLAB_MODE") or ("online" if os.environ.get("SWANLAB_API_KEY") else "offline")
     folder = run.folder / "swanlab"
@@ -163,8 +163,8 @@ def _trackio(run: Run, config: Config, ids: dict[str, str]) -> Tracker:
 
 def _mlflow(run: Run, config: Config, ids: dict[str, str]) -> Tracker:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, Param
+    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports] - extra track
+    from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports] - extra track
 
     (run.folder / "mlflow").mkdir(exist_ok=True)
     here = f"sqlite:///{(run.folder / 'mlflow' / 'mlflow.db').resolve()}"
