@@ -160,15 +160,24 @@ def test_every_process_has_its_own_dropout_and_gets_it_back(tmp_path, tiny_model
 
 
 @pytest.mark.slow
-def test_preferences_train_in_many_processes(tmp_path, tiny_model, rows_file):
+@pytest.mark.parametrize(
+    ("objective", "kinds"), [("dpo", ("ddp", "zero 3", "fsdp")), ("reward", ("ddp",)), ("kto", ("ddp",))]
+)
+def test_other_objectives_train_in_many_processes(tmp_path, tiny_model, rows_file, objective, kinds):
     rows = [json.loads(line) for line in rows_file.read_text(encoding="utf-8").splitlines()]
     pairs = [{"prompt": row["instruction"], "chosen": row["output"], "rejected": "No."} for row in rows]
     path = tmp_path / "pairs.jsonl"
     path.write_text("\n".join(map(json.dumps, pairs)), encoding="utf-8")
-    document = {**BASE, "model": str(tiny_model), "dataset": {"path": [str(path)]}, "objective": {"kind": "dpo"}}
+    document = {**BASE, "model": str(tiny_model), "dataset": {"path": [str(path)]}, "objective": {"kind": objective}}
+    if objective == "kto":
+        told = [
+            {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
+            for pair in pairs for side in ("chosen", "rejected")
+        ]  # fmt: skip
+        path.write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
     one = prepare(tmp_path / "one", {**document, "batch": {"rows": 3, "accumulate": 4}})
     document["batch"] = {"rows": 3, "accumulate": 2}
-    found = [many(tmp_path / kind[-1:], document, KINDS[kind]) for kind in ("ddp", "zero 3", "fsdp")]
+    found = [many(tmp_path / kind[:4], document, KINDS[kind]) for kind in kinds]
     start(found)
     for folder in found:
         assert losses(folder) == pytest.approx(losses(one), abs=1e-4)

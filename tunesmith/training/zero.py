@@ -68,13 +68,14 @@ class Zero(Spread):
         self.model, self.optimizer, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=preset(wish, on_gpu=self.device.type == "cuda")
         )
-        self._check()
+        self._check(wish.devices.offload or "none")
 
-    def _check(self) -> None:
-        held, stage = type(self.optimizer).__name__, self.model.zero_optimization_stage()
-        if held != HELD_BY[self._stage] or stage != self._stage:
-            wanted = f"stage {self._stage} should be held by {HELD_BY[self._stage]}"
-            raise TunesmithError("devices.stage", wanted, got=f"stage {stage}, {held}")
+    def _check(self, offload: str) -> None:
+        """Raise TunesmithError where DeepSpeed holds the model otherwise than it was told."""
+        found = (type(self.optimizer).__name__, self.model.zero_optimization_stage(), _offload_of(self.optimizer))
+        wanted = (HELD_BY[self._stage], self._stage, offload)
+        if found != wanted:
+            raise TunesmithError("devices.stage", f"DeepSpeed should hold it as {wanted}", got=found)
 
     def set_rate(self, rate: float) -> None:
         """Give every group its learning rate where the schedule's is `rate`."""
@@ -155,3 +156,11 @@ class Zero(Spread):
                 found[id(parameter)] = whole.detach().cpu().clone()
         with holding(self.bare, found):
             yield
+
+
+def _offload_of(optimizer: Any) -> str:
+    """What one of DeepSpeed's optimizers keeps in CPU memory."""
+    if getattr(optimizer, "offload_param", False):
+        return "all"
+    on_cpu = getattr(optimizer, "offload_optimizer", False) or getattr(optimizer, "cpu_offload", False)
+    return "optimizer" if on_cpu else "none"
