@@ -72,11 +72,15 @@ def theirs(kind, config, tiny_model, method, table, monkeypatch):
     model = (load_reward_model if "Reward" in kind.__name__ else load_model)(found)
     if "Reward" not in kind.__name__ and method.kind == "full":
         more["ref_model"] = load_model(found)
+    tokenizer = load_tokenizer(found)
+    if "Reward" in kind.__name__:  # TRL scores at the last token that is no pad token; ours is the end token
+        unused = set(range(len(tokenizer))) - {token for row in table for ids in row.values() for token in ids}
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(min(unused))
+        model.config.pad_token_id = tokenizer.pad_token_id
     torch.manual_seed(SEED)
     trainer = kind(
-        model=method.put(model), args=config, train_dataset=Dataset.from_list(table),
-        processing_class=load_tokenizer(found), **more,
-    )  # fmt: skip
+        model=method.put(model), args=config, train_dataset=Dataset.from_list(table), processing_class=tokenizer, **more
+    )
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
@@ -140,10 +144,10 @@ def test_loss_series_of_reward(train, pairs, tiny_model, tmp_path, monkeypatch, 
     from trl import RewardConfig, RewardTrainer
 
     mine, rows, order = ours(train, tmp_path / "ours", method, pairs, {"kind": "reward", "centre": centre})
-    table = [
-        dict(zip(("chosen_ids", "rejected_ids"), (row.ids.tolist() for row in rows.sequences(n)), strict=True))
-        for n in order
-    ]
+    table = []
+    for n in order:  # TRL reads the score at the last token of all, ours at the one that ends the answer
+        chosen, rejected = (prompt + answer for prompt, answer in map(split, rows.sequences(n)))
+        table.append({"chosen_ids": chosen, "rejected_ids": rejected})
     config = RewardConfig(**common(tmp_path / "trl"), center_rewards_coefficient=centre or None)
     other = theirs(RewardTrainer, config, tiny_model, method, table, monkeypatch)
     assert len(mine) == len(other) == 5
