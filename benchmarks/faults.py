@@ -12,16 +12,14 @@ import errno
 import io
 import os
 import shutil
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rehearsal import Rehearsal, outcome, said, warm_up, work_folder
+from rehearsal import Rehearsal, outcome, perform, said
 
-RESULTS = Path(__file__).resolve().parent / "results" / "faults.json"
 WISHES = ("--optimizer.steps", "4", "--save.every-steps", "2", "--save.keep", "1", "--evaluation.every-steps", "3")
 ALLOWED = {0, 5}
 """Exit codes: all went well, or CapacityError."""
@@ -133,17 +131,5 @@ def rehearse(stride: int, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    from tunesmith.core import files
-
-    words = sys.argv[1:]
-    target = Path(words[words.index("--out") + 1]) if "--out" in words else RESULTS
-    warm_up()
-    with work_folder() as folder:
-        found = rehearse(int(words[0]) if words and words[0].isdigit() else 1, Path(folder))
-    files.write_json(target, found)
-    print(files.to_json(found))
-
-
 if __name__ == "__main__":
-    main()
+    perform(rehearse, 1, "faults.json")

@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rehearsal import Rehearsal, outcome, said, warm_up, work_folder
+from rehearsal import Rehearsal, outcome, perform, said
 
-RESULTS = Path(__file__).resolve().parent / "results" / "kills.json"
 WISHES = ("--optimizer.steps", "24", "--save.every-steps", "2", "--evaluation.every-steps", "5")
 AUDITED = {"open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"}
 """File operations of Python; `os.fsync` is none of them and is counted beside them."""
@@ -113,17 +112,5 @@ def rehearse(count: int, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def main() -> None:
-    from tunesmith.core import files
-
-    words = sys.argv[1:]
-    target = Path(words[words.index("--out") + 1]) if "--out" in words else RESULTS
-    warm_up()
-    with work_folder() as folder:
-        found = rehearse(int(words[0]) if words and words[0].isdigit() else 200, Path(folder))
-    files.write_json(target, found)
-    print(files.to_json(found))
-
-
 if __name__ == "__main__":
-    main()
+    perform(rehearse, 200, "kills.json")

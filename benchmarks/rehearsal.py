@@ -15,7 +15,20 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 
-def warm_up() -> None:
+def perform(rehearse: Callable[[int, Path], dict[str, Any]], number: int, name: str) -> None:
+    """The command line `[NUMBER] [--out FILE]` of a rehearsal; what was found is printed and written, by default as results/NAME."""
+    from tunesmith.core import files
+
+    words = sys.argv[1:]
+    target = Path(words[words.index("--out") + 1]) if "--out" in words else ROOT / "benchmarks" / "results" / name
+    _warm_up()
+    with _work_folder() as folder:
+        found = rehearse(int(words[0]) if words and words[0].isdigit() else number, Path(folder))
+    files.write_json(target, found)
+    print(files.to_json(found))
+
+
+def _warm_up() -> None:
     """Import what a run imports, so that a fork begins at once; computes nothing, so that no thread is lost by the fork."""
     import accelerate  # noqa: F401
     import matplotlib as mpl
@@ -103,7 +116,7 @@ def outcome(run: Path) -> dict[str, Any]:
     }
 
 
-def work_folder() -> tempfile.TemporaryDirectory[str]:
+def _work_folder() -> tempfile.TemporaryDirectory[str]:
     """A folder for the runs that goes when the rehearsal ends; in memory where there is such a place, since what is
     killed is a process and no machine, and a disk would be waited for at every fsync."""
     memory = Path("/dev/shm")

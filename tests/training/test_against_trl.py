@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from tunesmith.core.run import Run
+from tests.runs import losses
 from tunesmith.data.batch import BatchConfig, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.models.load import find, load_model, load_tokenizer
 from tunesmith.models.methods import Full, Lora
-from tunesmith.training.loop import loss_series
 
 METHODS = {
     "full": Full(),
@@ -55,7 +54,7 @@ def test_loss_series_of_sft(train, tmp_path, tiny_model, name):
         tmp_path / "ours", method=method.model_dump(), optimizer__epochs=1, optimizer__schedule="constant",
         optimizer__warmup=0, seed=7,
     )  # fmt: skip
-    ours = [event["loss"] for event in loss_series(Run("train", tmp_path / "ours")).values()]
+    ours = losses(tmp_path / "ours")
     theirs = trl_losses(tiny_model, method, Rows(made.dataset, "train"), tmp_path / "trl", 7)
     assert len(ours) == len(theirs) == 9
     assert ours == pytest.approx(theirs, abs=1e-4)

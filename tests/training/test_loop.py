@@ -7,19 +7,10 @@ import math
 
 import pytest
 
+from tests.runs import cut_at, events, losses
 from tunesmith.core import files
-from tunesmith.core.run import Run
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
-from tunesmith.training.loop import loss_series
-
-
-def losses(folder) -> list[float]:
-    return [event["loss"] for event in loss_series(Run("train", folder)).values()]
-
-
-def events(folder, kind) -> list[dict]:
-    return [event for event in Run("train", folder).events() if event["event"] == kind]
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -47,20 +38,14 @@ def test_tokens_are_counted_without_padding(train, tmp_path):
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 @pytest.mark.parametrize("stop_after", [3, 7])
-def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, stop_after, monkeypatch):
+def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, stop_after):
     wishes = {
         "method__kind": kind, "save__every_steps": 2, "evaluation__every_steps": 5,
         **({"method__dropout": 0.2} if kind == "lora" else {}),
     }  # fmt: skip
     whole = train(tmp_path / "whole", **wishes)
 
-    def die(self, kind, _event=Run.event, **facts):
-        if kind == "step" and facts["step"] == stop_after:
-            raise KeyboardInterrupt
-        _event(self, kind, **facts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "event", die)
+    with cut_at(stop_after):
         train(tmp_path / "cut", **wishes)
     resumed = train(tmp_path / "cut", resume=True, **wishes)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")

@@ -12,11 +12,10 @@ from typing import get_args
 
 import pytest
 
+from tests.runs import cut_at, losses
 from tunesmith import cli
 from tunesmith.core.errors import MissingExtra, UsageError
-from tunesmith.core.run import Run
 from tunesmith.training import monitor
-from tunesmith.training.loop import loss_series
 from tunesmith.training.monitor import NEEDS, START, TrackerName, check_trackers
 
 WISHES = {"optimizer__steps": 8, "save__every_steps": 2, "evaluation__every_steps": 4}
@@ -26,32 +25,25 @@ def installed(name: str) -> bool:
     return all(importlib.util.find_spec(module) for module in NEEDS[name])
 
 
-def losses(folder: Path) -> dict[int, float]:
-    return {step: event["loss"] for step, event in loss_series(Run("train", folder)).items()}
+def by_step(folder: Path) -> dict[int, float]:
+    return dict(enumerate(losses(folder), 1))
 
 
-def cut_and_resume(train, folder: Path, monkeypatch, *names: str) -> None:
+def cut_and_resume(train, folder: Path, *names: str) -> None:
     """A run that dies in step 7, after a checkpoint of step 6, and goes on."""
-
-    def die(self, kind, _event=Run.event, **facts):
-        _event(self, kind, **facts)
-        if kind == "step" and facts["step"] == 7:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "event", die)
+    with cut_at(7, after=True):
         train(folder, track=list(names), **WISHES)
     train(folder, resume=True, track=list(names), **WISHES)
 
 
-def test_tensorboards_reader_finds_the_same_series(train, tmp_path, monkeypatch):
+def test_tensorboards_reader_finds_the_same_series(train, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    cut_and_resume(train, tmp_path / "run", monkeypatch, "tensorboard")
+    cut_and_resume(train, tmp_path / "run", "tensorboard")
     read = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     series = {scalar.step: scalar.value for scalar in read.Scalars("loss")}
-    assert series == pytest.approx(losses(tmp_path / "run"), rel=1e-6)  # its files hold fp32
+    assert series == pytest.approx(by_step(tmp_path / "run"), rel=1e-6)  # its files hold fp32
     assert [scalar.step for scalar in read.Scalars("loss")] == list(range(1, 9))  # step 7 once
     assert [scalar.step for scalar in read.Scalars("held_out_loss")] == [0, 4, 8]
     assert {"learning_rate", "gradient_norm", "tokens_per_second", "memory_bytes"} <= set(read.Tags()["scalars"])
@@ -61,13 +53,13 @@ def test_mlflow_keeps_one_run_in_the_run_folder(train, tmp_path, monkeypatch):
     if not installed("mlflow"):
         pytest.skip("the extra track")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    cut_and_resume(train, tmp_path / "run", monkeypatch, "mlflow")
+    cut_and_resume(train, tmp_path / "run", "mlflow")
     from mlflow import MlflowClient
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'run' / 'mlflow' / 'mlflow.db'}")
     (found,) = client.search_runs([client.get_experiment_by_name("tunesmith").experiment_id])
     history = {metric.step: metric.value for metric in client.get_metric_history(found.info.run_id, "loss")}
-    assert history == losses(tmp_path / "run")
+    assert history == by_step(tmp_path / "run")
     assert found.info.status == "FINISHED"
     assert "tiny" in found.data.params["model"]
     assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
@@ -142,7 +134,7 @@ def wandb_files(folder: Path, identity: str) -> None:
             row = {(item.key or item.nested_key[0]): item.value_json for item in record.history.item}
             if "loss" in row:
                 series[int(row["_step"])] = float(row["loss"])
-    assert series == losses(folder)
+    assert series == by_step(folder)
 
 
 def swanlab_files(folder: Path, identity: str) -> None:
@@ -156,7 +148,7 @@ def trackio_files(folder: Path, identity: str) -> None:
     rows = sqlite3.connect(path).execute("select run_name, step, metrics from metrics").fetchall()
     assert all(name.endswith(identity) for name, _, _ in rows)
     series = {step: json.loads(metrics)["loss"] for _, step, metrics in rows if "loss" in json.loads(metrics)}
-    assert series == losses(folder)
+    assert series == by_step(folder)
 
 
 FOUND = {"wandb": wandb_files, "swanlab": swanlab_files, "trackio": trackio_files}

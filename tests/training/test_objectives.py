@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn.functional import logsigmoid
 
+from tests.runs import losses
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.run import Run
 from tunesmith.training.loop import loss_series
@@ -124,8 +125,7 @@ def test_every_objective_learns_and_resumes_exactly(train, tmp_path, name):
     again = train(
         tmp_path / "whole", resume=True, save__every_steps=5, save__keep=9, evaluation__keep_best=False, **wishes
     )
-    resumed = loss_series(Run("train", tmp_path / "whole"))
-    assert [event["loss"] for event in resumed.values()] == [event["loss"] for event in series.values()]
+    assert losses(tmp_path / "whole") == [event["loss"] for event in series.values()]
     assert again.held_out_loss == whole.held_out_loss
 
 
@@ -135,7 +135,7 @@ def test_accumulation_gives_the_loss_of_the_large_batch(train, tmp_path):
     wishes = {"dataset__path": [str(data)], "objective": {"kind": "dpo"}, "optimizer__steps": 4}
     train(tmp_path / "a", batch__rows=4, **wishes)
     train(tmp_path / "b", batch__rows=2, batch__accumulate=2, **wishes)
-    a, b = ([event["loss"] for event in loss_series(Run("train", tmp_path / name)).values()] for name in "ab")
+    a, b = (losses(tmp_path / name) for name in "ab")
     assert a == pytest.approx(b, abs=1e-5)
     assert not math.isclose(a[0], a[-1], abs_tol=1e-3)
 

@@ -9,12 +9,11 @@ from typing import get_args
 import pytest
 import torch
 
+from tests.runs import cut_at, losses
 from tunesmith import cli
 from tunesmith.core.config import load, options
 from tunesmith.core.errors import MissingExtra, UsageError
-from tunesmith.core.run import Run
 from tunesmith.training import optimizer as module
-from tunesmith.training.loop import loss_series
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer, make_optimizer, set_rate
 
 KINDS = get_args(OptimizerConfig.model_fields["kind"].annotation)
@@ -87,7 +86,7 @@ def test_the_steps_are_the_librarys(kind):
 
 @pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, monkeypatch, kind, method):
+def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, method):
     wishes = {
         "optimizer__kind": kind, "method__kind": method, "save__every_steps": 2, "evaluation__every_steps": 50,
         "optimizer__learning_rate": 0.005,
@@ -95,18 +94,10 @@ def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, monkeyp
     }  # fmt: skip
     whole = train(tmp_path / "whole", **wishes)
     assert whole.held_out_loss < whole.base_held_out_loss - 0.03
-
-    def die(self, said, _event=Run.event, **facts):
-        if said == "step" and facts["step"] == 7:
-            raise KeyboardInterrupt
-        _event(self, said, **facts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "event", die)
+    with cut_at(7):
         train(tmp_path / "cut", **wishes)
     resumed = train(tmp_path / "cut", resume=True, **wishes)
-    series = [[e["loss"] for e in loss_series(Run("train", tmp_path / name)).values()] for name in ("whole", "cut")]
-    assert series[0] == series[1]
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert resumed.held_out_loss == whole.held_out_loss
 
 
@@ -175,7 +166,7 @@ def test_smoothing_and_noise_are_of_training_only(train, tmp_path):
     plain = train(tmp_path / "plain", optimizer__steps=3)
     other = train(tmp_path / "other", optimizer__steps=3, objective={"label_smoothing": 0.1, "neftune_alpha": 5})
     assert other.base_held_out_loss == plain.base_held_out_loss
-    first = [next(iter(loss_series(Run("train", tmp_path / name)).values()))["loss"] for name in ("plain", "other")]
+    first = [losses(tmp_path / name)[0] for name in ("plain", "other")]
     assert abs(first[0] - first[1]) > 1e-3
     resolved = json.loads((tmp_path / "other" / "lock.json").read_text(encoding="utf-8"))["config"]["objective"]
     assert resolved == {"kind": "sft", "label_smoothing": 0.1, "neftune_alpha": 5.0}

@@ -6,13 +6,12 @@ import json
 
 import pytest
 
-from tunesmith.core.run import Run
+from tests.runs import losses
 from tunesmith.data.batch import BatchConfig, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.models.load import find, load_model, load_tokenizer
 from tunesmith.models.methods import Full, Lora
 from tunesmith.models.scoring import load_reward_model
-from tunesmith.training.loop import loss_series
 
 SEED = 7
 pytestmark = pytest.mark.peer
@@ -48,7 +47,7 @@ def ours(train, folder, method, data, objective, **more):
     )  # fmt: skip
     rows = Rows(made.dataset, "train")
     order = [n for step in order_steps(rows.lengths, BatchConfig(rows=4), SEED, 0) for batch in step for n in batch]
-    return [event["loss"] for event in loss_series(Run("train", folder)).values()], rows, order
+    return losses(folder), rows, order
 
 
 def common(folder):

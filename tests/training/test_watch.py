@@ -8,26 +8,20 @@ import numpy as np
 import pytest
 import torch
 
+from tests.runs import events, losses
 from tunesmith.core import files
 from tunesmith.core.errors import DiseaseFound
-from tunesmith.core.run import Run
 from tunesmith.training import probes
-from tunesmith.training.loop import loss_series
 from tunesmith.training.watch import Pulse
 
 UNWATCHED = {"diagnosis__samples": 0, "diagnosis__general": 0}
-
-
-def events(folder, kind) -> list[dict]:
-    return [event for event in Run("train", folder).events() if event["event"] == kind]
 
 
 def test_a_watched_run_has_the_losses_of_an_unwatched_one(train, tmp_path):
     wishes = {"method__dropout": 0.2, "evaluation__every_steps": 5}
     train(tmp_path / "watched", **wishes)
     train(tmp_path / "not", **wishes, **UNWATCHED)
-    series = [loss_series(Run("train", tmp_path / name)) for name in ("watched", "not")]
-    assert [e["loss"] for e in series[0].values()] == [e["loss"] for e in series[1].values()]
+    assert losses(tmp_path / "watched") == losses(tmp_path / "not")
 
 
 def test_what_is_written_down(train, tmp_path, tiny_model):

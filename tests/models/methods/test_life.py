@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from tests.runs import cut_at, fresh_sums_of, losses, said, sums_of
 from tests.tiny import write_tiny_model
-from tests.training.test_loop import losses
 from tunesmith import cli
 from tunesmith.core import files
-from tunesmith.core.run import Run
-from tunesmith.models.load import find, load_model
 
 METHODS = {
     "freeze": {"method.kind": "freeze", "method.layers": 1},
@@ -25,14 +21,6 @@ METHODS = {
     "pissa": {"method.kind": "lora", "method.init": "pissa_niter_4"},
     "lora-tied": {"method.kind": "lora", "method.full_modules": ["embed_tokens"]},
 }
-SAY = """
-import json, sys, torch
-from tunesmith.models.load import find, load_model
-torch.set_num_threads(1)
-with torch.no_grad():
-    said = [load_model(find(run)).eval()(input_ids=torch.arange(40)[None]).logits for run in sys.argv[1:]]
-print(json.dumps([logits.double().sum().item().hex() for logits in said]))
-"""
 
 
 def options(name, tmp_path):
@@ -45,22 +33,12 @@ def wishes(request, tmp_path):
     return options(request.param, tmp_path)
 
 
-def cut_after(step):
-    def die(self, kind, _event=Run.event, **facts):
-        if kind == "step" and facts["step"] == step:
-            raise KeyboardInterrupt
-        _event(self, kind, **facts)
-
-    return die
-
-
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, monkeypatch, wishes, precision):
+def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, wishes, precision):
     wishes = {**wishes, "precision": precision, "save.every_steps": 2, "evaluation.every_steps": 5}
     whole = train(tmp_path / "whole", **wishes)
     assert whole.held_out_loss < whole.base_held_out_loss - 0.1
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "event", cut_after(7))
+    with cut_at(7):
         train(tmp_path / "cut", **wishes)
     resumed = train(tmp_path / "cut", resume=True, **wishes)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
@@ -70,13 +48,12 @@ def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, m
 
 
 def test_a_fresh_process_says_the_same(train, tmp_path):
-    runs, ours = [str(tmp_path / name) for name in METHODS], []
-    for name, run in zip(METHODS, runs, strict=True):
+    runs = [str(tmp_path / name) for name in METHODS]
+    for name in METHODS:
         train(tmp_path / name, **options(name, tmp_path), **{"optimizer.steps": 4})
-        with torch.no_grad():
-            ours.append(load_model(find(run)).eval()(input_ids=torch.arange(40)[None]).logits)
-    done = subprocess.run([sys.executable, "-c", SAY, *runs], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [logits.double().sum().item().hex() for logits in ours]
+    ours = sums_of(runs)
+    assert fresh_sums_of(runs) == ours
+    assert len(set(ours)) == len(ours)
 
 
 def test_it_is_evaluated_asked_and_exported(train, tmp_path, wishes, rows_file, monkeypatch, capsys):
@@ -94,7 +71,4 @@ def test_it_is_evaluated_asked_and_exported(train, tmp_path, wishes, rows_file, 
     made = json.loads((tmp_path / "x" / "result.json").read_text())
     assert made["proofs"]["merged_logits"]
     assert ("unquantized_base" in made["proofs"]) == (wishes["method.kind"] == "qlora")
-    exported, trained = load_model(find(made["package"])), load_model(find(str(run)))
-    with torch.no_grad():
-        ours, theirs = (it.eval()(input_ids=torch.arange(40)[None]).logits for it in (exported, trained))
-    assert torch.allclose(ours, theirs, atol=1e-4)
+    assert torch.allclose(said(made["package"]), said(str(run)), atol=1e-4)

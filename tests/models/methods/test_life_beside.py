@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 
+from tests.runs import cut_at, fresh_sums_of, losses, said, sums_of
 from tests.training.conftest import _one_thread, train  # noqa: F401 - fixtures
-from tests.training.test_loop import losses
 from tunesmith import cli
 from tunesmith.core import files
-from tunesmith.core.run import Run
-from tunesmith.models.load import find, load_model
 from tunesmith.verbs.serve import answer_over_http
 
 METHODS = {
@@ -32,22 +28,12 @@ def wishes(request):
     return METHODS[request.param]
 
 
-def cut_after(step: int):
-    def die(self, kind, _event=Run.event, **facts):
-        if kind == "step" and facts["step"] == step:
-            raise KeyboardInterrupt
-        _event(self, kind, **facts)
-
-    return die
-
-
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
-def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, monkeypatch, wishes, precision):  # noqa: F811
+def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, wishes, precision):  # noqa: F811
     wishes = {**wishes, "precision": precision, "save.every_steps": 2, "evaluation.every_steps": 5}
     whole = train(tmp_path / "whole", **wishes)
     assert whole.held_out_loss < whole.base_held_out_loss - 0.005  # a random model has little to be steered by
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Run, "event", cut_after(7))
+    with cut_at(7):
         train(tmp_path / "cut", **wishes)
     resumed = train(tmp_path / "cut", resume=True, **wishes)
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
@@ -61,21 +47,6 @@ def test_checkpoints_hold_no_base(train, tmp_path, tiny_model, wishes):  # noqa:
     assert made.trainable_parameters < made.parameters
     adapter = (made.checkpoint / "adapter_model.safetensors").stat().st_size
     assert adapter < (tiny_model / "model.safetensors").stat().st_size / 4
-
-
-def said(model) -> torch.Tensor:
-    with torch.no_grad():
-        return model.eval()(input_ids=torch.arange(40)[None]).logits
-
-
-SAY = """
-import sys, torch
-from tunesmith.models.load import find, load_model
-torch.set_num_threads(1)
-with torch.no_grad():
-    for name in sys.argv[1:]:
-        print(load_model(find(name)).eval()(input_ids=torch.arange(40)[None]).logits.double().sum().item().hex())
-"""
 
 
 def test_it_is_evaluated_asked_exported_and_answers_from_the_package(
@@ -106,7 +77,7 @@ def test_it_is_evaluated_asked_exported_and_answers_from_the_package(
 
     moved = package.rename(tmp_path / "moved")
     run.rename(tmp_path / "gone")  # the package needs nothing of its run
-    assert torch.equal(said(load_model(find(str(moved)))), said(load_model(find(str(tmp_path / "gone")))))
+    assert torch.equal(said(str(moved)), said(str(tmp_path / "gone")))
     monkeypatch.setattr("sys.stdin", io.StringIO("What colour has lamp 3?\n"))
     assert cli.main(["chat", str(moved), "--max_tokens", "4", "--out", str(tmp_path / "c")]) == 0
     assert json.loads((tmp_path / "c" / "result.json").read_text())["turns"] == 1
@@ -116,9 +87,8 @@ def test_a_fresh_process_says_the_same(train, tmp_path):  # noqa: F811
     runs = [str(tmp_path / name) for name in METHODS]
     for name, wishes in METHODS.items():
         train(tmp_path / name, **wishes, **{"optimizer.steps": 4})
-    done = subprocess.run([sys.executable, "-c", SAY, *runs], capture_output=True, text=True, check=True)
-    ours = [said(load_model(find(run))).double().sum().item().hex() for run in runs]
-    assert done.stdout.split()[-len(runs) :] == ours
+    ours = sums_of(runs)
+    assert fresh_sums_of(runs) == ours
     assert len(set(ours)) == len(ours)
 
 

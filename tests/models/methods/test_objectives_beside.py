@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.models.test_head import random_model, some_rows
+from tests.runs import losses
 from tests.training.conftest import _one_thread, train  # noqa: F401 - fixtures
 from tests.training.test_objectives import JOBS
 from tunesmith.core.run import Run
@@ -34,20 +35,16 @@ def learn(train, tmp_path, objective: str, method: dict, *, resume: bool = False
     )  # fmt: skip
 
 
-def series(tmp_path) -> list[float]:
-    return [event["loss"] for event in loss_series(Run("train", tmp_path / "run")).values()]
-
-
 @pytest.mark.parametrize("objective", ["dpo", "kto", "reward", "pretrain"])
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 def test_it_learns_and_resumes_exactly(train, tmp_path, objective, method):  # noqa: F811
     whole = learn(train, tmp_path, objective, method)
     assert whole.held_out_loss < whole.base_held_out_loss
-    before = series(tmp_path)
+    before = losses(tmp_path / "run")
     for path in sorted((tmp_path / "run" / "checkpoints").iterdir())[1:]:  # as if it had been killed behind step 3
         path.rename(tmp_path / path.name)
     again = learn(train, tmp_path, objective, method, resume=True)
-    assert series(tmp_path) == before
+    assert losses(tmp_path / "run") == before
     assert again.held_out_loss == whole.held_out_loss
 
 
