@@ -47,8 +47,8 @@ def train(tmp_path, tiny_model, rows_file, monkeypatch, capsys):
         ([*ZERO, "--devices.stage", "0", "--devices.offload", "optimizer"], "stage 0 keeps everything where it is"),
         ([*ZERO, "--devices.stage", "4"], "devices.stage"),
         (["--devices.kind", "ddp", "--devices.processes", "0"], "devices.processes: must be at least 1. Got 0"),
-        (["--devices.kind", "ddp", "--devices.processes", "2", "--objective.kind", "grpo"], "objective.reward"),
-        ([*ZERO, "--devices.stage", "1", "--optimizer.kind", "muon"], "optimizer.kind: muon must see whole matrices"),
+        ([*ZERO, "--devices.stage", "0", "--optimizer.kind", "muon"], "optimizer.kind: muon goes with one process or ddp"),
+        (["--devices.kind", "fsdp", "--optimizer.kind", "adafactor"], "optimizer.kind: adafactor goes with one process"),
         ([*ZERO, "--devices.stage", "3", "--method.kind", "prompt"], "method.kind: prompt asks for its virtual tokens"),
         ([*ZERO, "--devices.stage", "2", "--objective.kind", "kto"], "objective.kind: kto goes with one process or ddp"),
         (["--devices.kind", "fsdp", "--method.kind", "qlora"], "method.kind: qlora keeps its base in four bits"),
@@ -61,11 +61,14 @@ def test_what_does_not_go_together_is_one_line(train, words, said):
     assert line.count("\n") == 1
 
 
-def test_objectives_that_draw_answers_take_one_process(train):
-    reward = ["--objective.kind", "grpo", "--objective.reward", "{kind: function, path: 'x.py:f'}"]
-    code, line = train("--devices.kind", "ddp", "--devices.processes", "2", *reward)
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_objectives_that_draw_answers_take_one_process(train, kind):
+    objective = ["--objective.kind", kind, "--objective.reward", "x.py:score"]
+    code, line = train("--devices.kind", "ddp", "--devices.processes", "2", *objective)
     assert code == UsageError.exit_code
-    assert line.count("\n") == 1
+    assert (
+        line == f"objective.kind: {kind} draws answers, in one process only. Got 'devices ddp'. Choose one process.\n"
+    )
 
 
 def test_a_taken_port_is_one_line(train):
@@ -163,8 +166,12 @@ def test_the_first_layout_that_fits_is_taken(place):
 
 
 def test_cpu_memory_counts_too():
-    """Room for stage 2 with offload on the GPU, and too little beside it: stage 3 is next."""
-    tight = replace(GPU, gpu_available_bytes=needs()[3], available_bytes=1 << 30)
+    """Room for stage 2 with offload on the GPU, and too little of the CPU's for the optimizers of four processes."""
+    room = replace(GPU, gpu_available_bytes=needs()[3])
+    fitting = lay_out(SHAPE, WISH, room, (4, 4), FASTEST_FIRST[3])
+    assert fitting.plan.fits
+    assert fitting.host_bytes == 4 * SHAPE.parameters  # a quarter of gradients, moments and DeepSpeed's copy
+    tight = replace(room, available_bytes=4 * fitting.host_bytes - 4)
     assert not lay_out(SHAPE, WISH, tight, (4, 4), FASTEST_FIRST[3]).plan.fits
 
 

@@ -20,8 +20,10 @@ from tunesmith.core.errors import Paused, ServiceError
 TOGETHER = Path(__file__).with_name("together.py")
 KINDS = {
     "ddp": {"kind": "ddp"},
+    "zero 0": {"kind": "zero", "stage": 0},
     "zero 1": {"kind": "zero", "stage": 1},
     "zero 2": {"kind": "zero", "stage": 2},
+    "zero 2 + offload": {"kind": "zero", "stage": 2, "offload": "optimizer"},
     "zero 3": {"kind": "zero", "stage": 3},
     "zero 3 + offload": {"kind": "zero", "stage": 3, "offload": "all"},
     "fsdp": {"kind": "fsdp"},
@@ -31,6 +33,7 @@ HELD = {
     "zero 0": ["DeepSpeedEngine", "AdamW"],
     "zero 1": ["DeepSpeedEngine", "DeepSpeedZeroOptimizer"],
     "zero 2": ["DeepSpeedEngine", "DeepSpeedZeroOptimizer"],
+    "zero 2 + offload": ["DeepSpeedEngine", "DeepSpeedZeroOptimizer"],
     "zero 3": ["DeepSpeedEngine", "DeepSpeedZeroOptimizer_Stage3"],
     "zero 3 + offload": ["DeepSpeedEngine", "DeepSpeedZeroOptimizer_Stage3"],
 }
@@ -117,10 +120,13 @@ def test_what_was_asked_holds_the_model(runs, kind):
         assert held["by"][0].startswith("FSDP")
     else:
         assert held["by"] == HELD[kind]
-    spread = {"ddp": 1, "zero 1": 1, "zero 2": 1, "fsdp": 2}
-    assert held["here"] == (held["of"] / spread[kind] if kind in spread else 0)  # stage 3 keeps its piece elsewhere
-    if kind.startswith("zero 3"):
-        assert held["offload"] == [kind != "zero 3"] * 2
+    pieces = 2 if kind == "fsdp" else 1
+    assert held["here"] == (
+        0 if kind.startswith("zero 3") else held["of"] / pieces
+    )  # stage 3 keeps its piece elsewhere
+    assert held["offload"] == {"zero 2 + offload": [True, False], "zero 3 + offload": [True, True]}.get(
+        kind, [False] * 2
+    )
 
 
 @pytest.mark.slow

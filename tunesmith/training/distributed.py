@@ -124,14 +124,14 @@ def check_companions(devices: DevicesConfig, method: str, objective: str, optimi
     """Raise UsageError for a method, objective or optimizer that does not go with the kind of devices."""
     kind = devices.kind
     spreads_weights = kind == "fsdp" or (kind == "zero" and devices.stage in {3, "auto", None})
-    spreads_optimizer = kind == "fsdp" or (kind == "zero" and devices.stage != 0)
     for name, value, wrong, why in (
         ("objective", objective, kind != "one" and objective in {"ppo", "grpo"}, "draws answers, in one process only"),
         ("objective", objective, kind in {"zero", "fsdp"} and objective not in SPREADABLE,
          f"goes with one process or ddp; {kind} takes {', '.join(sorted(SPREADABLE))}"),
         ("method", method, spreads_weights and method in VIRTUAL, "asks for its virtual tokens outside the model"),
         ("method", method, spreads_weights and method == "qlora", "keeps its base in four bits, which are not spread"),
-        ("optimizer", optimizer, spreads_optimizer and optimizer != "adamw", "must see whole matrices; spread is adamw"),
+        ("optimizer", optimizer, kind in {"zero", "fsdp"} and optimizer != "adamw",
+         f"goes with one process or ddp; {kind} takes adamw"),
     ):  # fmt: skip
         if wrong:
             do = "Choose one process or ddp" if kind != "ddp" else "Choose one process"
