@@ -14,7 +14,7 @@ FILE_LINES, FUNCTION_LINES, PARAMETERS, CLASS_LINES, FIELDS = 400, 60, 6, 200, 1
 FORBIDDEN_NAMES = {"utils", "misc", "common", "helpers", "manager", "base"}
 FORBIDDEN_WORDS = {"finetuning_type", "tuner", "recipe"}
 HANDWRITTEN = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-WIDER = {"TrainConfig": 16}  # the one wish that composes every room's; its own options stay few
+WIDER = {"TrainConfig": 15}  # the one wish that composes every room's (decision 007)
 SLEEPERS = {"tunesmith/engines/echo.py"}  # its delay is what it is for
 
 

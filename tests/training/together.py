@@ -22,7 +22,8 @@ def noting(model, wish, team):
     held["by"] = [type(made.model).__name__, type(made.optimizer).__name__]
     held["here"] = getattr(piece, "_local_tensor", piece).numel()
     held["of"] = getattr(piece, "ds_numel", piece.numel())
-    held["offload"] = [getattr(made.optimizer, name, False) for name in ("offload_optimizer", "offload_param")]
+    flags = [("offload_optimizer", "cpu_offload"), ("offload_param",)]  # stage 3's names; cpu_offload is stage 2's
+    held["offload"] = [any(bool(getattr(made.optimizer, name, False)) for name in names) for names in flags]
     return made
 
 
