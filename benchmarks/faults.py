@@ -1,6 +1,6 @@
 """The disk fails at the n-th write, fsync or rename of a run, for every n until a run passes; then --resume must end it.
 
-python benchmarks/faults.py [STRIDE] [--out FILE]      # default every n; writes benchmarks/results/faults.json
+python benchmarks/faults.py [STRIDE] [--out FILE]      # default every n, else an odd stride; writes benchmarks/results/faults.json
 
 For an odd n one operation fails, for an even n that one and all after it. A write that fails has written half.
 """
@@ -110,6 +110,7 @@ def rehearse(stride: int, folder: Path) -> dict[str, Any]:
     if play.complete(folder / "whole"):
         raise SystemExit(said(folder / "whole"))
     wanted, failed, codes, saved, number = outcome(folder / "whole"), Counter[str](), Counter[int](), 0, 1
+    for_good = 0
     while True:
         run = folder / f"run-{number}"
         what, code = fail_at(play, run, number)
@@ -124,9 +125,11 @@ def rehearse(stride: int, folder: Path) -> dict[str, Any]:
         shutil.rmtree(run)
         if not what:
             break
+        for_good += number % 2 == 0
         failed[what], codes[code], number = failed[what] + 1, codes[code] + 1, number + stride
     return {
-        "operations": number - 1, "failed": dict(failed), "exit_codes": dict(codes), "had_a_checkpoint": saved,
+        "stride": stride, "operations_fewer_than": number, "failed": dict(failed),
+        "once": failed.total() - for_good, "for_good": for_good, "exit_codes": dict(codes), "had_a_checkpoint": saved,
         "all_bit_identical": True, "seconds": round(time.perf_counter() - started, 1),
     }  # fmt: skip
 

@@ -23,7 +23,7 @@ HIDDEN = 512
 
 
 class Prefix(Config):
-    """Trained keys and values before every conversation, in every layer; a learning rate of about 0.005."""
+    """Trained keys and values before every conversation, in every layer; a learning rate of about 0.01."""
 
     kind: Literal["prefix"] = "prefix"
     """Trained keys and values before every conversation, in every layer."""
