@@ -12,7 +12,7 @@ from tunesmith import verbs
 from tunesmith.core.config import load
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -20,7 +20,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def train(tiny_model: Path, rows_file: Path):
     """`train(out, **dotted options)` -> the Training artifact; fp32, small batches."""
 

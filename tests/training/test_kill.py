@@ -64,7 +64,7 @@ def test_rehearsals(tmp_path, script, argument, counted, at_least):
     assert found[counted] >= at_least
 
 
-@pytest.mark.parametrize("kills", [3])
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_any_moment(tmp_path, tiny_model, rows_file, kills):
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = options(tiny_model, rows_file)

@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from tunesmith.core.errors import Interrupted, Paused
 from tunesmith.core.run import Run
+from tunesmith.training import loop
 from tunesmith.training.loop import loss_series
 from tunesmith.training.stop import Stop
 
@@ -24,73 +27,72 @@ def losses(folder) -> list:
     return [event["loss"] for event in loss_series(run).values()] + held
 
 
-@pytest.fixture
-def signal_at(monkeypatch):
-    """`signal_at(number, kind, step)`: the process gets the signal with that event, or in the evaluation after it."""
+@contextmanager
+def signal_at(number: int, kind: str, step: int, *, again: bool = False) -> Iterator[None]:
+    """The process gets the signal with the event of that step, or in the evaluation after it."""
+    event, scores, seen = Run.event, loop.held_out_scores, []
 
-    def arrange(number: int, kind: str, step: int, again: bool = False) -> None:
-        from tunesmith.training import loop
-
-        event, scores, seen = Run.event, loop.held_out_scores, []
-
-        def send() -> None:
+    def send() -> None:
+        os.kill(os.getpid(), number)
+        if again:
             os.kill(os.getpid(), number)
-            if again:
-                os.kill(os.getpid(), number)
 
-        def speak(self, said, **facts):
-            event(self, said, **facts)
-            seen.append(facts.get("step"))
-            if kind == "step" and said == "step" and facts["step"] == step:
-                send()
+    def speak(self, said, **facts):
+        event(self, said, **facts)
+        seen.append(facts.get("step"))
+        if kind == "step" and said == "step" and facts["step"] == step:
+            send()
 
-        def score(*words, **named):
-            if kind == "evaluation" and (seen[-1:] == [step] or step == 0):
-                send()
-            return scores(*words, **named)
+    def score(*words, **named):
+        if kind == "evaluation" and (seen[-1:] == [step] or step == 0):
+            send()
+        return scores(*words, **named)
 
-        monkeypatch.setattr(Run, "event", speak)
-        monkeypatch.setattr(loop, "held_out_scores", score)
-
-    return arrange
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "event", speak)
+        patch.setattr(loop, "held_out_scores", score)
+        yield
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.fixture(scope="module")
+def whole(train, tmp_path_factory):
+    """(folder, Training) of a run that nobody stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, train(folder, **WISHES)
+
+
 @pytest.mark.parametrize(
-    ("kind", "step"), [("step", 7), ("step", 5), ("evaluation", 5), ("evaluation", 18), ("step", 18)]
-)
-def test_a_stopped_run_goes_on_as_if_it_had_not_been(train, tmp_path, signal_at, monkeypatch, number, kind, step):
-    whole = train(tmp_path / "whole", **WISHES)
-    with monkeypatch.context():
-        signal_at(number, kind, step)
-        with pytest.raises(Paused, match=f"stopped by {number.name} .*--resume") as stopped:
-            train(tmp_path / "cut", **WISHES)
-        monkeypatch.undo()
+    ("number", "kind", "step"),
+    [
+        (signal.SIGTERM, "step", 7), (signal.SIGTERM, "step", 5), (signal.SIGTERM, "evaluation", 5),
+        (signal.SIGTERM, "evaluation", 18), (signal.SIGTERM, "step", 18), (signal.SIGINT, "step", 7),
+        (signal.SIGINT, "evaluation", 5),
+    ],
+)  # fmt: skip
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(train, tmp_path, whole, number, kind, step):
+    folder, made = whole
+    paused = pytest.raises(Paused, match=f"stopped by {number.name} .*--resume")
+    with signal_at(number, kind, step), paused as stopped:
+        train(tmp_path / "cut", **WISHES)
     assert stopped.value.exit_code == 75
-    assert len(losses(tmp_path / "cut")) < len(losses(tmp_path / "whole"))
+    assert len(losses(tmp_path / "cut")) < len(losses(folder))
     assert signal.getsignal(number) in {signal.SIG_DFL, signal.default_int_handler}
     resumed = train(tmp_path / "cut", resume=True, **WISHES)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert (resumed.held_out_loss, resumed.train_loss) == (whole.held_out_loss, whole.train_loss)
-    assert resumed.checkpoint.name == whole.checkpoint.name
+    assert losses(tmp_path / "cut") == losses(folder)
+    assert (resumed.held_out_loss, resumed.train_loss) == (made.held_out_loss, made.train_loss)
+    assert resumed.checkpoint.name == made.checkpoint.name
 
 
-def test_before_the_first_step_there_is_nothing_to_save_and_the_run_can_begin_again(
-    train, tmp_path, signal_at, monkeypatch
-):
-    with monkeypatch.context():
-        signal_at(signal.SIGTERM, "evaluation", 0)
-        with pytest.raises(Paused):
-            train(tmp_path / "cut", **WISHES)
-        monkeypatch.undo()
+def test_before_the_first_step_there_is_nothing_to_save_and_the_run_can_begin_again(train, tmp_path, whole):
+    with signal_at(signal.SIGTERM, "evaluation", 0), pytest.raises(Paused):
+        train(tmp_path / "cut", **WISHES)
     train(tmp_path / "cut", resume=True, **WISHES)
-    train(tmp_path / "whole", **WISHES)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "cut") == losses(whole[0])
 
 
-def test_a_second_signal_ends_at_once(train, tmp_path, signal_at):
-    signal_at(signal.SIGTERM, "step", 7, again=True)
-    with pytest.raises(Interrupted, match="ended at once by a second signal, SIGTERM"):
+def test_a_second_signal_ends_at_once(train, tmp_path):
+    ended = pytest.raises(Interrupted, match="ended at once by a second signal, SIGTERM")
+    with signal_at(signal.SIGTERM, "step", 7, again=True), ended:
         train(tmp_path / "run", **WISHES)
     assert max(loss_series(Run("train", tmp_path / "run"))) == 7
     assert not (tmp_path / "run" / "checkpoints" / "checkpoint-000007").exists()
