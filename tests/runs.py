@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from tunesmith.core.files import sha256
 from tunesmith.core.run import Run
 from tunesmith.models.load import find, load_model
 from tunesmith.training.loop import loss_series
@@ -51,6 +52,19 @@ def cut_at(step: int, *, after: bool = False) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Run, "event", die)
         yield
+
+
+def goes_on_after(step: int, train: Callable[..., Any], folder: Path, wishes: dict[str, Any]) -> Any:
+    """A run that dies at a step ends, resumed, as the one that does not: losses, held-out loss and weights. Returns the latter."""
+    whole = train(folder / "whole", **wishes)
+    with cut_at(step):
+        train(folder / "cut", **wishes)
+    resumed = train(folder / "cut", resume=True, **wishes)
+    assert losses(folder / "cut") == losses(folder / "whole")
+    assert resumed.held_out_loss == whole.held_out_loss
+    weights = [{path.name: sha256(path) for path in made.checkpoint.glob("*.safetensors")} for made in (whole, resumed)]
+    assert weights[0] == weights[1] != {}
+    return whole
 
 
 def said(model: str) -> torch.Tensor:

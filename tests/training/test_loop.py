@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from tests.runs import cut_at, events, losses
+from tests.runs import events, goes_on_after, losses
 from tunesmith.core import files
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
@@ -43,15 +43,7 @@ def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, s
         "method__kind": kind, "save__every_steps": 2, "evaluation__every_steps": 5,
         **({"method__dropout": 0.2} if kind == "lora" else {}),
     }  # fmt: skip
-    whole = train(tmp_path / "whole", **wishes)
-
-    with cut_at(stop_after):
-        train(tmp_path / "cut", **wishes)
-    resumed = train(tmp_path / "cut", resume=True, **wishes)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert resumed.held_out_loss == whole.held_out_loss
-    weights = [files.sha256(next(made.checkpoint.glob("*.safetensors"))) for made in (whole, resumed)]
-    assert weights[0] == weights[1]
+    goes_on_after(stop_after, train, tmp_path, wishes)
 
 
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(train, tmp_path, monkeypatch):

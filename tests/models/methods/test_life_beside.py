@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from tests.runs import cut_at, fresh_sums_of, losses, said, sums_of
+from tests.runs import fresh_sums_of, goes_on_after, said, sums_of
 from tests.training.conftest import _one_thread, train  # noqa: F401 - fixtures
 from tunesmith import cli
 from tunesmith.core import files
@@ -31,15 +31,8 @@ def wishes(request):
 @pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.slow)])
 def test_it_learns_and_a_resumed_run_goes_on_as_it_would_have(train, tmp_path, wishes, precision):  # noqa: F811
     wishes = {**wishes, "precision": precision, "save.every_steps": 2, "evaluation.every_steps": 5}
-    whole = train(tmp_path / "whole", **wishes)
+    whole = goes_on_after(7, train, tmp_path, wishes)
     assert whole.held_out_loss < whole.base_held_out_loss - 0.005  # a random model has little to be steered by
-    with cut_at(7):
-        train(tmp_path / "cut", **wishes)
-    resumed = train(tmp_path / "cut", resume=True, **wishes)
-    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
-    assert resumed.held_out_loss == whole.held_out_loss
-    weights = [files.sha256(made.checkpoint / "adapter_model.safetensors") for made in (whole, resumed)]
-    assert weights[0] == weights[1]
 
 
 def test_checkpoints_hold_no_base(train, tmp_path, tiny_model, wishes):  # noqa: F811
