@@ -6,6 +6,7 @@ import pytest
 import torch
 from decoders import losses_and_gradients, random_model, some_rows
 
+from tunesmith.models import joined
 from tunesmith.models.head import label_losses
 from tunesmith.models.methods import Freeze, Lora
 from tunesmith.models.recompute import recompute_activations
@@ -20,7 +21,7 @@ def split_batch(model, batch, entry):
 
 
 @pytest.mark.parametrize("method", METHODS, ids=["lora", "freeze", "norm"])
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "mistral", "gemma"])
+@pytest.mark.parametrize("family", joined.FAMILIES)
 def test_losses_and_gradients_are_those_of_the_whole_model(family, method):
     model, batch = random_model(family, num_hidden_layers=5), some_rows()
     assert not_repeatable(model) is None
