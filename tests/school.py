@@ -1,7 +1,6 @@
 """A two-layer model that speaks: it has been to school, so there is something to forget, and its answers end.
 
-Sick and healthy runs start from it. `SICK` has a builder for each disease, `HEALTHY` twelve runs without one; each takes a
-method, so that another one is a line in `METHODS`.
+Sick and healthy runs start from it. `SICK` has a builder for each disease, `HEALTHY` runs of all methods without one.
 """
 
 from __future__ import annotations
@@ -20,7 +19,10 @@ from tunesmith.core.config import load
 from tunesmith.training.objectives.sft import Sft
 from tunesmith.training.probes import GENERAL
 
-METHODS = {"full": 0.003, "lora": 0.005}
+METHODS = {
+    "full": 0.003, "lora": 0.005, "freeze": 0.003, "qlora": 0.005, "bottleneck": 0.005, "prompt": 0.05, "prefix": 0.02,
+    "p_tuning": 0.005,
+}  # fmt: skip
 """Methods, with a learning rate that suits the small model."""
 PLAIN = (
     "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
@@ -123,7 +125,7 @@ class Built:
     template: str = CHATML
     also: frozenset[str] = frozenset()
     """Other diseases that such a run really has."""
-    methods: tuple[str, ...] = tuple(METHODS)
+    methods: tuple[str, ...] = ("full", "lora")
     """Methods that fall ill of it on so small a model; its adapters have no room to learn by heart."""
 
 
@@ -236,5 +238,6 @@ HEALTHY: dict[str, tuple[str, Built]] = {
         Built(mixed(pets()), {"optimizer.warmup": 0, "optimizer.schedule": "linear"}, rate=0.2),
     ),
     "no held-out rows, lora": ("lora", Built(mixed(lamps()), {"evaluation.share": 0, "method.plus_ratio": 4})),
+    **{f"pets, {method}": (method, Built(mixed(pets()))) for method in METHODS if method not in {"full", "lora"}},
     "what it knows already": ("full", Built(lessons() * 3, {"optimizer.epochs": 2}, rate=0.1)),
 }

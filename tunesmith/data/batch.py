@@ -73,7 +73,19 @@ def collate(rows: Rows | Few, numbers: Sequence[int], pad_token: int) -> dict[st
 
     extras = {name: torch.from_numpy(values[list(numbers)]) for name, values in rows.extras.items()}
     beside = {name: values.T.reshape(-1) if values.ndim > 1 else values for name, values in extras.items()}
-    return {**pad_sequences(chosen, pad_token), **beside}
+    return {**pad_sequences(chosen, pad_token), **beside, **_states(chosen)}
+
+
+def _states(chosen: Sequence[TokenRow]) -> dict[str, torch.Tensor]:
+    """`states` (B, T, D) of rows that have them."""
+    from torch.nn.functional import pad
+    from torch.nn.utils.rnn import pad_sequence
+
+    known = [row.states for row in chosen if row.states is not None]
+    if not known:
+        return {}
+    padded = pad_sequence(known, batch_first=True)
+    return {"states": pad(padded, (0, 0, 0, width_of(map(len, known)) - padded.shape[1]))}
 
 
 def pad_sequences(chosen: Sequence[TokenRow | Rendered], pad_token: int) -> dict[str, torch.Tensor]:

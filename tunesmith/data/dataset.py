@@ -14,6 +14,7 @@ from tunesmith.data.render import Rendered
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
 
 FACTS, LEDGER = "dataset.json", "ledger.jsonl"
 SPLITS = ("train", "held_out")
@@ -25,6 +26,8 @@ class TokenRow:
 
     ids: np.ndarray
     trained: np.ndarray
+    states: torch.Tensor | None = None
+    """(tokens, D), what enters the first layer that is computed, where those before it were computed once for all."""
 
 
 class Rows:
@@ -42,6 +45,8 @@ class Rows:
         ends = np.load(folder / f"{split}.ends.npy")
         self._ends = ends.reshape(-1, 1) if ends.ndim == 1 else ends  # (rows, sequences), rows may be none
         self._starts = np.concatenate([[0], self._ends.reshape(-1)])[:-1].reshape(self._ends.shape)
+        self.states: torch.Tensor | None = None
+        """(tokens of all sequences, D), where the first layers were computed once for all."""
         self.lengths: list[int] = (self._ends - self._starts).max(axis=1, initial=0).tolist()
         self.labels: list[int] = [
             sum(int(row.trained[1:].sum()) for row in self.sequences(number)) for number in range(len(self))
@@ -64,8 +69,18 @@ class Rows:
 
     def sequences(self, number: int) -> tuple[TokenRow, ...]:
         """All sequences of a row."""
-        spans = [slice(a, b) for a, b in zip(self._starts[number], self._ends[number], strict=True)]
-        return tuple(TokenRow(self._ids[span], self._trained[span]) for span in spans)
+        spans = [self.span(number, place) for place in range(self.each)]
+        states = [None if self.states is None else self.states[span] for span in spans]
+        return tuple(TokenRow(self._ids[a], self._trained[a], b) for a, b in zip(spans, states, strict=True))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all sequences."""
+        return len(self._ids)
+
+    def span(self, number: int, place: int) -> slice:
+        """Where a sequence of a row stands among the tokens of all."""
+        return slice(self._starts[number][place], self._ends[number][place])
 
     def __iter__(self) -> Iterator[TokenRow]:
         """All sequences, row after row."""

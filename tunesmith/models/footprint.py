@@ -63,6 +63,10 @@ class Footprint:
         """Parameters with a gradient."""
         return self.masters + self.adapters
 
+    def untouched(self, shape: Shape) -> int:
+        """Layers at the front that train nothing and hand no gradient on; 0 where something before them is trained."""
+        return 0 if self.embeddings or self.virtual or self.prefix else shape.layers - self.layers - self.passed
+
     def weights_bytes(self, shape: Shape, precision: str) -> int:
         """All weights: trained ones in fp32, frozen ones quantized or in the precision of the run."""
         frozen = shape.parameters - self.replaced - self.quantized

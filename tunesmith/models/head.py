@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
 from tunesmith.models.noise import embedding_noise
+from tunesmith.models.split import entered, entry_of
 from tunesmith.models.virtual import embedded, leading_logits, with_places
 from tunesmith.models.whole import trained_part
 from tunesmith.models.wrapped import unwrapped
@@ -38,7 +39,7 @@ def label_losses(
     """Cross entropy of every labelled token, in fp32.
 
     `batch` holds input_ids, attention_mask and labels, each (B, T), padded on the right; the token at t + 1 is predicted
-    from t. Returns (B, T - 1) with 0 where there is no label; the sum of a row is its negative log-likelihood in nats.
+    from t. With `states` (B, T, D) the layers before layer `entry` (the same in all rows, (B,)) are left out. Returns (B, T - 1) with 0 where there is no label; the sum of a row is its negative log-likelihood in nats.
     `smoothing` is cross_entropy's label_smoothing, `noise` NEFTune's alpha (noise.py).
     """
     import torch
@@ -59,6 +60,7 @@ def label_losses(
         _head_scores(head, joined.targets[places], smoothing),
         embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined=True),
         embedded(model, joined.ids, joined.positions) as tokens,
+        entered(model, joined.states, entry_of(batch)),
     ):
         found = wrapper(
             **tokens, position_ids=joined.positions, attention_mask=joined.bias, joined=joined, logits_to_keep=places,
@@ -78,10 +80,11 @@ def _padded(model: Any, batch: dict[str, torch.Tensor], smoothing: float) -> tor
 
     targets = batch["labels"][:, 1:]  # (B, T-1)
     columns = (targets != IGNORED).any(dim=0).nonzero().squeeze(1)  # (K,)
-    logits = model(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
-        logits_to_keep=columns + leading_logits(unwrapped(model)),
-    ).logits  # (B, K, V)  # fmt: skip
+    with entered(unwrapped(model), batch.get("states"), entry_of(batch)):
+        logits = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False,
+            logits_to_keep=columns + leading_logits(unwrapped(model)),
+        ).logits  # (B, K, V)  # fmt: skip
     wanted = targets[:, columns]
     found = cross_entropy(
         logits.float().flatten(0, 1), wanted.flatten(),

@@ -38,6 +38,8 @@ class Joined:
     long rows that share nothing take the kernel's own causal mask, and a square of their length would fill the memory."""
     shared: int
     rows: int
+    states: torch.Tensor | None = None
+    """(1, N, D), what enters the first layer that is computed, where the layers before it are left out."""
 
 
 def may_join(model: Any) -> bool:
@@ -71,7 +73,7 @@ def shared_tokens(batch: dict[str, torch.Tensor]) -> int:
 
 
 def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
-    """Put a right-padded batch (input_ids, labels, each (B, T)) into one sequence.
+    """Put a right-padded batch (input_ids, labels, each (B, T); perhaps states, (B, T, D)) into one sequence.
 
     Padding stands behind the tokens of its row, which therefore never see it; it has no target.
     """
@@ -86,13 +88,15 @@ def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
     bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
 
     def one_row(first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-        return torch.cat([first[:shared], rest.reshape(-1)])
+        return torch.cat([first[:shared], rest.flatten(0, 1)])
 
+    states = batch.get("states")
     return Joined(
         ids=one_row(ids[0], ids[:, shared:])[None],
         positions=one_row(places, places[shared:].expand(rows, -1))[None],
         targets=one_row(torch.full_like(targets[0], IGNORED), targets[:, shared:]),
         bias=bias[None, None], shared=shared, rows=rows,
+        states=None if states is None else one_row(states[0], states[:, shared:])[None],
     )  # fmt: skip
 
 

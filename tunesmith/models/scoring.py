@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.load import PRECISIONS, Found, load_model
+from tunesmith.models.split import entered, entry_of
 from tunesmith.models.virtual import leading_logits
+from tunesmith.models.wrapped import unwrapped
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +53,8 @@ def scores(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     seen: list[Any] = []
     handle = head_of(model).register_forward_hook(lambda module, given, made: seen.append(made))
     try:
-        model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+        with entered(unwrapped(model), batch.get("states"), entry_of(batch)):
+            model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
     finally:
         handle.remove()
     trained = batch["labels"] != IGNORED

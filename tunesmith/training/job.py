@@ -38,17 +38,25 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     What the objective wants to know of the untrained model is asked before the method changes it.
     """
     from tunesmith.models.recompute import recompute_activations
+    from tunesmith.models.shape import read_shape
+    from tunesmith.models.split import frozen_layers
+    from tunesmith.training.activation_cache import attach_states
     from tunesmith.training.reference import add_reference
 
     found, plan = ready.found, ready.plan
     torch.manual_seed(config.seed)
     model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
+    key = {
+        "weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision,
+        "stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None)),
+        "torch": torch.__version__,
+    }  # fmt: skip
+    entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
-        key = {"weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision}
-        loaded = {"stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None))}
-        add_reference(model, splits, {**key, **loaded, "torch": torch.__version__}, run)
+        add_reference(model, splits, key, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
+    assert entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
     if plan.checkpointing:
         recompute_activations(model)
     if isinstance(config.objective, Ppo):

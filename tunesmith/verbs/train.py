@@ -43,6 +43,10 @@ class MemoryConfig(Config):
     """What to do when the plan does not fit this machine."""
     limit_bytes: Annotated[int, Field(ge=1)] | None = None
     """Memory the run may take; null means what is free now."""
+    activation_cache: Literal["auto", "on", "off"] = "auto"
+    """Compute the front layers that train nothing once and read what they made from disk in later epochs, evaluations and
+    runs. auto does it where a quarter of the layers or more train nothing and rows are read more than once; on fails
+    where it is not possible."""
 
 
 class TrainConfig(Config):
