@@ -92,8 +92,8 @@ def preview(config: TrainConfig) -> str:
     )
 
 
-def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
-    """The precision to train in."""
+def choose_precision(config: Any) -> Literal["fp32", "bf16"]:
+    """The precision to train in; `config` is train's or plan's."""
     from tunesmith.core.hardware import probe
 
     if config.precision == "auto":
@@ -137,7 +137,7 @@ def work(config: TrainConfig, run: Run, orders: dict[str, Any], team: Team) -> T
     from tunesmith.data.dataset import open_dataset
     from tunesmith.training.job import Ready
 
-    dataset = _of_kind(config, open_dataset(Path(orders["dataset"])))
+    dataset = of_kind(config, open_dataset(Path(orders["dataset"])))
     return _train(config, run, Ready(*_find(config), dataset, MemoryPlan(**orders["plan"])), team)
 
 
@@ -183,17 +183,17 @@ def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
             config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
         )
         tell(made, run)
-        return _of_kind(config, made)
+        return of_kind(config, made)
     dataset = open_dataset(folder)
     if dataset.template_sha256 != template_fingerprint(tokenizer):
         raise DataError(str(folder), f"was prepared for another model than {config.model!r}", do="Prepare it again")
     if not dataset.train_rows:
         raise DataError(str(folder), "holds no rows to train on")
-    return _of_kind(config, dataset)
+    return of_kind(config, dataset)
 
 
-def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """Raise DataError where the objective takes rows of another kind."""
+def of_kind(config: Any, dataset: Dataset) -> Dataset:
+    """The dataset; raises DataError where the objective of `config` (train's or plan's) takes rows of another kind."""
     if dataset.kind not in config.objective.ROWS:
         raise DataError(
             ", ".join(config.dataset.path),
@@ -209,24 +209,11 @@ def _plan(
     """Print the memory plan, and decide what the devices leave open; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
-    from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish
     from tunesmith.planning.table import plan_lines
-    from tunesmith.verbs.plan import largest_batch
+    from tunesmith.verbs.plan import wish_of
 
-    shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    together = Team(processes=config.devices.total).batch(config.batch)
-    batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
-    sequences = config.batch.rows * rows.each
-    if isinstance(config.objective, Ppo | Grpo):
-        sequences, tokens = config.batch.rows, config.objective.answer_tokens
-        batch = {**batch, "tokens": max(rows.lengths) + tokens, "labelled": sequences * tokens}
-    wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=sequences,
-        accumulate=config.batch.accumulate, **batch,
-        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
-    )  # fmt: skip
+    shape = read_shape(found.base)
+    wish = wish_of(config, shape, Rows(dataset.dataset, "train"), precision)
     plan, devices, reasons = plan_devices(shape, wish, config.devices)
     for line in [*plan_lines(plan), *reasons]:
         run.say(line)
