@@ -127,6 +127,7 @@ def _resume(verb: str, typed: Words) -> None:
         typed.out, typed.subject = typed.subject, None
     if not typed.out or not (Path(typed.out) / CONFIG).is_file():
         raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
+    verbs.check_made_by(verb, Path(typed.out))
     others = [name for name, _ in typed.overrides if name.split(".")[0] not in verbs.RESUME_OPTIONS]
     if typed.subject or others:
         may = f"only {' and '.join(verbs.RESUME_OPTIONS)} may be others"
@@ -172,6 +173,8 @@ def _take(typed: Words, name: str, value: str) -> None:
     from tunesmith.core.config import parse_yaml
 
     if name == "out":
+        if not value:
+            raise UsageError("--out", "needs a folder", got="nothing")
         typed.out = value
     else:
         read = parse_yaml(value, f"--{name}")

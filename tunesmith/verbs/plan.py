@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
@@ -70,7 +70,7 @@ class PlanConfig(Config):
     """Processes; where their stage is left open, the first that fits is named. The time of an epoch is measured in one."""
     calibration_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Train on a few batches for about this long to measure the time of an epoch (needs dataset and weights); 0 does not."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides the order of rows, and with it which rows make a batch."""
 
 
@@ -128,11 +128,11 @@ def _config_of(model: str) -> Path:
 def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
     """The prepared Dataset, or raw rows prepared into `<run>/dataset`."""
     from tunesmith.core.errors import ModelError
-    from tunesmith.data.dataset import dataset_folder, open_dataset
+    from tunesmith.data.dataset import open_dataset, prepared_folder
     from tunesmith.verbs.train import of_kind
 
     assert config.dataset
-    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
+    folder = prepared_folder(config)
     if folder:
         return of_kind(config, open_dataset(folder)).dataset
     if not source.is_dir() or not any(source.glob("tokenizer*")):

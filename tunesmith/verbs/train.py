@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.core.errors import CapacityError, DataError, ModelError
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
@@ -77,7 +77,7 @@ class TrainConfig(Config):
     track: Annotated[tuple[TrackerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """Hand every number on to tensorboard, wandb, swanlab, trackio or mlflow as well: one word or a list. They keep it in
     the run folder unless their own environment variables send it elsewhere."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides held-out rows, order of rows, initial adapters and dropout."""
 
 
@@ -170,13 +170,12 @@ def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training 
 
 def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
     """Open the prepared Dataset, or prepare raw rows into `<run>/dataset` (a resumed run has it there)."""
-    from tunesmith.data.dataset import dataset_folder, open_dataset
+    from tunesmith.data.dataset import dataset_folder, open_dataset, prepared_folder
     from tunesmith.data.prepare import Split, write_dataset
     from tunesmith.data.render import template_fingerprint
     from tunesmith.verbs.prepare import tell
 
-    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
-    folder = folder or dataset_folder(str(run.folder))
+    folder = prepared_folder(config) or dataset_folder(str(run.folder))
     if folder is None:
         split = Split(config.evaluation.share, config.seed)
         made = write_dataset(
