@@ -28,6 +28,8 @@ def read_json(path: Path) -> Any:
         raise DataError(str(path), "is not UTF-8 text", do="Save it as UTF-8") from None
     except RecursionError:
         raise DataError(str(path), "is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(str(path), f"not valid JSON: {error}") from None
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -52,6 +54,8 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                         ) from None
                     except RecursionError:
                         raise DataError(f"{path}:{number}", "is nested too deeply", do="Remove the line") from None
+                    except ValueError as error:
+                        raise DataError(f"{path}:{number}", f"not valid JSON: {error}", do="Remove the line") from None
     except UnicodeDecodeError:
         raise DataError(str(path), "is not UTF-8 text", do="Save it as UTF-8") from None
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import files
 from tunesmith.core.artifacts import Dataset
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Example, Feedback, Kind, Preference, Text, dialogue_of
+from tunesmith.core.examples import Conversation, Example, Feedback, Kind, Preference, Text, dialogue_of
 from tunesmith.data.dataset import FACTS, LEDGER, is_dataset, write_split
 from tunesmith.data.ledger import Entry, check, totals
 from tunesmith.data.render import Rendered, render, render_text_row, template_fingerprint
@@ -140,8 +140,19 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase, cutoff: int) -
     if isinstance(example, Text):
         return (render_text_row(example.text, tokenizer),)
     if isinstance(example, Preference):
+        _refuse_empty(example.chosen)
         return tuple(render(side, tokenizer, cutoff) for side in (example.chosen, example.rejected))
-    return (render(example.judged if isinstance(example, Feedback) else example, tokenizer, cutoff),)
+    dialogue = example.judged if isinstance(example, Feedback) else example
+    if not isinstance(example, Feedback) or example.good:
+        _refuse_empty(dialogue)
+    return (render(dialogue, tokenizer, cutoff),)
+
+
+def _refuse_empty(dialogue: Conversation) -> None:
+    """An empty answer would teach to say nothing; as a bad example it may be what is meant."""
+    for message in dialogue.messages:
+        if message.role == "assistant" and message.trained and not message.tool_calls and not message.content.strip():
+            raise DataError("", "the answer is empty", do="Fill it in or remove the row")
 
 
 def _entry(place: str, sequences: tuple[Rendered, ...], cutoff: int, *, drop_overlong: bool) -> Entry:

@@ -65,6 +65,16 @@ def held_bytes(wish: dict[str, float], precision: Literal["fp32", "bf16"]) -> in
     return sum(reward_model_bytes(_find(source), precision) for source in wish if _as_function(source) is None)
 
 
+def check_rewards(wish: dict[str, float]) -> None:
+    """Raise, before any long work, UsageError for a file that is not there and ModelError for what is no reward model."""
+    for source in wish:
+        function = _as_function(source)
+        if function is None:
+            _find(source)
+        elif not function[0].is_file():
+            raise UsageError("objective.reward", "no such file", got=str(function[0]))
+
+
 def _as_function(source: str) -> tuple[Path, str] | None:
     """(file, name) of `file.py:function`; None for a model."""
     path, colon, name = source.rpartition(":")
@@ -88,8 +98,6 @@ def _open(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> So
 
 def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Source:
     """`name(prompt, answer, row) -> number`: two texts, and the row as the dataset has it."""
-    if not path.is_file():
-        raise UsageError("objective.reward", "no such file", got=str(path))
     function = runpy.run_path(str(path)).get(name)
     if not callable(function):
         raise UsageError(

@@ -15,6 +15,7 @@ from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
 from tunesmith.training.distributed import DevicesConfig, Team, check_companions, plan_devices
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
+from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import MemoryPlan
@@ -92,6 +93,8 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     from tunesmith.verbs.train import choose_precision
 
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
+    if isinstance(config.objective, Ppo | Grpo):
+        check_rewards(config.objective.reward)
     machine, source = probe(), _config_of(config.model)
     shape = read_shape(source)
     folder = _dataset(config, source, run) if config.dataset else None

@@ -24,6 +24,7 @@ from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
+from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, HostCommands, MemoryPlan, Training
@@ -116,6 +117,8 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_optimizer(config.optimizer, probe().device)
     check_trackers(config.track)
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
+    if isinstance(config.objective, Ppo | Grpo):
+        check_rewards(config.objective.reward)
     check_devices(config.devices, probe().device)
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
