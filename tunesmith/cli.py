@@ -102,6 +102,10 @@ def _perform(verb: str, typed: Words) -> int:
             if "resume" in typed.flags and any(name.startswith("devices") for name, _ in overrides):
                 document.pop("devices", None)  # they are named anew, not mended
         elif typed.subject:
+            if any(name in {module.SUBJECT, f"{module.SUBJECT}.path"} for name, _ in overrides):
+                raise UsageError(
+                    where, f"takes {module.SUBJECT} once", got=typed.subject, do=f"Leave it or --{module.SUBJECT} out"
+                )
             overrides.insert(0, (module.SUBJECT, typed.subject))
         config = load(verbs.config_class(verb), document, overrides, where)
     if "dry-run" in typed.flags:

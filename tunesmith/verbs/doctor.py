@@ -87,10 +87,10 @@ def _read(folder: Path) -> tuple[Record, set[str], list[dict[str, Any]]]:
     if verb != "train":
         inner = f"Did you mean {folder / 'train'}?" if (folder / "train" / EVENTS).is_file() else ""
         raise UsageError(str(folder), "is no training run", got=verb, do=inner)
-    config: Any = load(verbs.config_class("train"), read_yaml(folder / CONFIG), where=str(folder / CONFIG))
     record = Record.read(events)
     if not record.steps and not record.probes and not record.evaluations:
         raise UsageError(str(folder), "ended before anything was trained or measured", do="Look at what it said then")
+    config: Any = load(verbs.config_class("train"), read_yaml(folder / CONFIG), where=str(folder / CONFIG))
     ignored = set(config.diagnosis.ignore)
     live = [event for event in events if event["event"] == FINDING]
     return replace(record, facts=_facts(folder, config) | record.facts), ignored, live
