@@ -227,3 +227,14 @@ def test_an_empty_answer_is_trained_as_a_bad_example_only(tmp_path, tokenizer, r
     made = write_dataset(source, tokenizer, tmp_path / "made", cutoff=256, split=Split(0.0, 1))
     assert made.kept == (3 if kept else 2)
     assert made.reasons == ({} if kept else {"the answer is empty. Fill it in or remove the row.": 1})
+
+
+@pytest.mark.parametrize("letters", [16, 17, 31, 32, 33])
+def test_no_token_of_a_document_is_lost(tmp_path, tokenizer, letters):
+    """The last row would be one token alone for 16 and 32 letters: with the end token they are one more than full rows."""
+    source = Source(path=(write(tmp_path / "rows.jsonl", {"text": "a" * letters}),))
+    write_dataset(source, tokenizer, tmp_path / "made", cutoff=16, split=Split(0.0, 1))
+    sizes = [len(row.ids) for row in Rows(tmp_path / "made", "train")]
+    assert sum(sizes) == letters + 1
+    assert min(sizes) > 1
+    assert max(sizes) <= 16

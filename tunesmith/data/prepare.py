@@ -99,13 +99,16 @@ def sequences_of(kind: Kind, rows: Sequence[tuple[Rendered, ...]], cutoff: int) 
 
 
 def _blocks(documents: Sequence[Rendered], cutoff: int) -> list[tuple[Rendered, ...]]:
-    """All documents as one stream of tokens, cut into rows of `cutoff` tokens; only a last token with none before it is lost."""
+    """All documents as one stream of tokens, cut into rows of `cutoff` tokens; no token is lost.
+
+    A last token alone would have none before it to predict it from: it gets one of the row before.
+    """
     stream = [token for document in documents for token in document.ids]
-    return [
-        (Rendered(part, [True] * len(part)),)
-        for start in range(0, len(stream), cutoff)
-        if len(part := stream[start : start + cutoff]) > 1
-    ]
+    ends = list(range(cutoff, len(stream), cutoff))
+    if ends and ends[-1] == len(stream) - 1:
+        ends[-1] -= 1
+    parts = [stream[start:end] for start, end in zip([0, *ends], [*ends, len(stream)], strict=True)]
+    return [(Rendered(part, [True] * len(part)),) for part in parts if len(part) > 1]
 
 
 def _mismatched(row: Rendered, other: Rendered, cutoff: int) -> Rendered:

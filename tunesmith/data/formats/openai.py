@@ -51,8 +51,9 @@ def _content(content: Any, source: str, *, empty: bool) -> str:
     if content is None and empty:
         return ""
     if isinstance(content, list):
-        texts = [part.get("text") for part in content if isinstance(part, dict) and part.get("type") == "text"]
-        if len(texts) < len(content) or not all(isinstance(text, str) for text in texts):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        if len(texts) < len(content):
             raise DataError(source, "only text parts can be trained", got=content)
         return "".join(texts)
     if not isinstance(content, str):
