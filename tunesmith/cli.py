@@ -102,6 +102,10 @@ def _perform(verb: str, typed: Words) -> int:
             if "resume" in typed.flags and any(name.startswith("devices") for name, _ in overrides):
                 document.pop("devices", None)  # they are named anew, not mended
         elif typed.subject:
+            if any(name in {module.SUBJECT, f"{module.SUBJECT}.path"} for name, _ in overrides):
+                raise UsageError(
+                    where, f"takes {module.SUBJECT} once", got=typed.subject, do=f"Leave it or --{module.SUBJECT} out"
+                )
             overrides.insert(0, (module.SUBJECT, typed.subject))
         config = load(verbs.config_class(verb), document, overrides, where)
     if "dry-run" in typed.flags:
@@ -127,6 +131,7 @@ def _resume(verb: str, typed: Words) -> None:
         typed.out, typed.subject = typed.subject, None
     if not typed.out or not (Path(typed.out) / CONFIG).is_file():
         raise UsageError("--resume", "needs the folder of the interrupted run", got=typed.out or "nothing")
+    verbs.check_made_by(verb, Path(typed.out))
     others = [name for name, _ in typed.overrides if name.split(".")[0] not in verbs.RESUME_OPTIONS]
     if typed.subject or others:
         may = f"only {' and '.join(verbs.RESUME_OPTIONS)} may be others"
@@ -172,6 +177,8 @@ def _take(typed: Words, name: str, value: str) -> None:
     from tunesmith.core.config import parse_yaml
 
     if name == "out":
+        if not value:
+            raise UsageError("--out", "needs a folder", got="nothing")
         typed.out = value
     else:
         read = parse_yaml(value, f"--{name}")

@@ -84,7 +84,21 @@ def test_only_the_judged_turn_is_trained(tmp_path):
         ({"prompt": "a", "completion": "b", "label": "good"}, "label must be true or false. Got good"),
         ({"prompt": "a", "completion": "b", "label": 2}, "label must be true or false. Got 2"),
         ({"messages": [USER], "label": True}, "ends with no assistant turn"),
-        ({"text": " "}, "text must be text"),
+        ({"text": " "}, "text is empty"),
+        ({"text": 5}, "text must be text. Got 5"),
+        ({"text": "half \ud83d"}, "holds half a character"),
+        ({"messages": [], "label": True}, "has a label and an empty dialogue"),
+        ({"conversations": [], "label": True}, "has a label and an empty dialogue"),
+        ({"prompt": "a", "chosen": [], "rejected": "c"}, "chosen says nothing behind the prompt"),
+        ({"prompt": "a", "chosen": [GOOD, USER], "rejected": "c"}, "chosen must end with an assistant turn"),
+        ({"messages": [{"role": [], "content": "a"}]}, "unknown role. Got []"),
+        ({"messages": [{**USER, "content": [{"type": "text"}]}, GOOD]}, "only text parts can be trained"),
+        ({"messages": [{**USER, "content": [{"type": "text", "text": 5}]}, GOOD]}, "only text parts can be trained"),
+        ({"messages": [USER, {**GOOD, "tool_calls": 5}]}, "tool_calls must be a list of objects"),
+        ({"messages": [USER, {**GOOD, "tool_calls": [{"function": "x"}]}]}, "tool_calls must be a list of objects"),
+        ({"messages": [USER, GOOD], "tools": [{"function": 5}]}, "the function of a tool must be an object"),
+        ({"conversations": [{"from": {}, "value": "a"}]}, "unknown speaker in from. Got {}"),
+        ({"prompt": "a", "completion": {"from": [], "value": "b"}}, "unknown speaker in from. Got []"),
     ],
 )
 def test_rows_that_say_nothing_are_named(tmp_path, row, said):
@@ -168,3 +182,59 @@ def test_documents_become_one_stream_that_loses_no_token(tmp_path, tokenizer):
 def test_a_file_of_plain_text_is_a_document(tmp_path):
     (tmp_path / "book.txt").write_text("Chapter 1.\n\nIt rained.\n", encoding="utf-8")
     assert read_examples([str(tmp_path / "book.txt")]).examples == [Text("Chapter 1.\n\nIt rained.\n", "book.txt:1")]
+
+
+def test_verdicts_of_a_table(tmp_path):
+    (tmp_path / "rows.csv").write_text("prompt,completion,label\na,b,1\na,c,0\na,d,TRUE\na,e,yes\n", encoding="utf-8")
+    reading = read_examples([str(tmp_path / "rows.csv")])
+    assert [example.good for example in reading.examples if isinstance(example, Feedback)] == [True, False, True]
+    assert reading.problems == [("rows.csv:4", "label must be true or false. Got yes.")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("rows.csv", "text,text\na,b\n", "rows.csv:1: the header names a column twice. Got text."),
+        ("rows.json", "[" * 100_000, "rows.json: is nested too deeply."),
+        ("rows.jsonl", "[" * 100_000, "rows.jsonl:1: is nested too deeply."),
+        ("rows.json", f'[{{"text": {"9" * 5000}}}]', "rows.json: not valid JSON"),
+        ("rows.jsonl", f'{{"text": {"9" * 5000}}}', "rows.jsonl:1: not valid JSON"),
+    ],
+)
+def test_files_that_cannot_be_rows(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    with pytest.raises(DataError) as caught:
+        read_examples([str(tmp_path / name)])
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "kept"),
+    [
+        ({"instruction": "On?", "output": " "}, False),
+        ({"messages": [USER, {**GOOD, "content": ""}]}, False),
+        ({"messages": [USER, {**GOOD, "content": ""}, USER, {**GOOD, "weight": 0}]}, False),
+        ({"prompt": "On?", "chosen": "", "rejected": "No."}, False),
+        ({"prompt": "On?", "chosen": "Yes.", "rejected": ""}, True),
+        ({"prompt": "On?", "completion": "", "label": True}, False),
+        ({"prompt": "On?", "completion": "", "label": False}, True),
+    ],
+)
+def test_an_empty_answer_is_trained_as_a_bad_example_only(tmp_path, tokenizer, row, kept):
+    other = {**row, **{name: "Yes." for name in ("output", "completion", "chosen") if name in row}}
+    other |= {"messages": [USER, GOOD]} if "messages" in row else {}
+    source = Source(path=(write(tmp_path / "rows.jsonl", other, other, row),), max_lost=1)
+    made = write_dataset(source, tokenizer, tmp_path / "made", cutoff=256, split=Split(0.0, 1))
+    assert made.kept == (3 if kept else 2)
+    assert made.reasons == ({} if kept else {"the answer is empty. Fill it in or remove the row.": 1})
+
+
+@pytest.mark.parametrize("letters", [16, 17, 31, 32, 33])
+def test_no_token_of_a_document_is_lost(tmp_path, tokenizer, letters):
+    """The last row would be one token alone for 16 and 32 letters: with the end token they are one more than full rows."""
+    source = Source(path=(write(tmp_path / "rows.jsonl", {"text": "a" * letters}),))
+    write_dataset(source, tokenizer, tmp_path / "made", cutoff=16, split=Split(0.0, 1))
+    sizes = [len(row.ids) for row in Rows(tmp_path / "made", "train")]
+    assert sum(sizes) == letters + 1
+    assert min(sizes) > 1
+    assert max(sizes) <= 16

@@ -11,7 +11,7 @@ from theirs import DATA, MIGRATION, OURS, TRAIN, migrate, verdict
 
 from tunesmith import verbs
 from tunesmith.core.config import load
-from tunesmith.core.errors import TunesmithError, UsageError
+from tunesmith.core.errors import DataError, TunesmithError, UsageError
 from tunesmith.migration.groups import grouped
 from tunesmith.migration.llamafactory import VERBS, is_llamafactory, read
 from tunesmith.migration.names import ASKED, MAPPED, RENAMED
@@ -261,3 +261,53 @@ def test_files_are_told_apart():
     ):
         with pytest.raises(UsageError, match=said):
             migrate(**document)
+
+
+@pytest.mark.parametrize(
+    ("stage", "entry", "said"),
+    [
+        ("sft", {"columns": ["instruction"]}, "mine.columns: must be an object of names. Got"),
+        ("sft", {"columns": {"prompt": 1}}, "mine.columns: must be an object of names. Got"),
+        ("sft", {"tags": "from"}, "mine.tags: must be an object of words. Got from."),
+        ("sft", {"num_samples": "many"}, "mine.num_samples: must be a whole number above 0. Got many."),
+        ("sft", {"num_samples": -3}, "mine.num_samples: must be a whole number above 0. Got -3."),
+        ("sft", {"ranking": "false"}, "mine.ranking: must be true or false, without quotes. Got false."),
+        ("sft", {"file_name": ["lamps.json"]}, "mine.file_name: must be the name of a file or folder"),
+    ],
+)
+def test_fields_of_another_type_are_refused_in_one_line(tmp_path, stage, entry, said):
+    (tmp_path / "lamps.json").write_text('[{"instruction": "On?", "output": "Yes."}]', encoding="utf-8")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "lamps.json", **entry}}))
+    with pytest.raises(DataError) as caught:
+        migrate(**{**TRAIN, "stage": stage, "dataset": "mine", "dataset_dir": str(tmp_path)})
+    assert said in str(caught.value)
+
+
+def test_pairs_whose_answers_are_not_named_are_lost(tmp_path):
+    pair = {"instruction": "On?", "input": "", "chosen": "Yes.", "rejected": "Who knows."}
+    (tmp_path / "pairs.json").write_text(json.dumps([pair]), encoding="utf-8")
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "pairs.json", "ranking": True}}))
+    migrated = migrate(**{**TRAIN, "stage": "dpo", "dataset": "mine", "dataset_dir": str(tmp_path)})
+    assert "rows have no chosen but instruction" in verdict(migrated, "mine.rows").text
+    assert verdict(migrated, "mine.rows").lost
+
+
+def test_a_file_that_is_missing_is_what_is_said_first(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "gone.json"}}))
+    migrated = migrate(**{**TRAIN, "dataset": "mine", "dataset_dir": str(tmp_path)})
+    assert "mine.file_name: no such file" in migrated.lost[0].text
+
+
+@pytest.mark.parametrize(("word", "wanted"), [("yes", True), ("On", True), ("no", False), ("OFF", False)])
+def test_words_of_yaml_1_1_are_true_and_false(word, wanted):
+    migrated = migrate(**TRAIN, use_dora=word, use_galore="no", train_on_prompt="off")
+    assert migrated.documents["train"]["method"].get("dora", False) is wanted
+    assert not migrated.lost
+
+
+def test_steps_of_an_epoch_know_processes_and_leave_documents_uncounted():
+    epoch = {"save_strategy": "epoch", "per_device_train_batch_size": 1}
+    alone = migrate(**TRAIN, **epoch).documents["train"]["save"]["every_steps"]
+    three = migrate(**TRAIN, **epoch, ray_num_workers=3).documents["train"]["save"]["every_steps"]
+    assert three == -(-alone // 3) < alone
+    assert "save" not in migrate(**ASKS["pretrain"], **epoch).documents["train"]

@@ -197,7 +197,7 @@ def test_where_nothing_helps_nothing_is_advised():
 
 
 def test_the_table_names_every_part():
-    plan = plan_memory(SHAPE, WISH, MACHINE)
+    plan = plan_memory(SHAPE, replace(WISH, reward_bytes=5 << 20), MACHINE)
     text = "\n".join(plan_lines(replace(plan, seconds_per_epoch=200.0)))
     for field in Parts.__slots__:
         part = field.removesuffix("_bytes")

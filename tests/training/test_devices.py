@@ -40,7 +40,7 @@ def train(tmp_path, tiny_model, rows_file, monkeypatch, capsys):
     ("words", "said"),
     [
         (["--devices.processes", "2"], "devices: processes: kind one is a single process. Choose ddp, zero or fsdp"),
-        (["--devices.kind", "ddp", "--devices.stage", "2"], "stage and offload go with kind zero. Got kind ddp"),
+        (["--devices.kind", "ddp", "--devices.stage", "2"], "stage and offload go with kind zero, not with ddp"),
         (["--devices.kind", "fsdp", "--devices.offload", "all"], "stage and offload go with kind zero"),
         ([*ZERO, "--devices.offload", "optimizer"], "stage auto chooses it itself"),
         ([*ZERO, "--devices.stage", "2", "--devices.offload", "all"], "all goes with stage 3"),

@@ -9,8 +9,13 @@ import pytest
 import torch
 
 from tests.training.test_objectives import PAIRS
+from tunesmith import verbs
+from tunesmith.core.config import load
 from tunesmith.core.errors import DataError, ModelError, UsageError
 from tunesmith.core.run import Run
+from tunesmith.models.load import find
+from tunesmith.models.scoring import load_reward_model, reward_model_bytes
+from tunesmith.planning.table import plan_lines
 from tunesmith.training.advantage import gae, group_advantages, whiten
 from tunesmith.training.loop import loss_series
 from tunesmith.training.objectives import Grpo, Ppo
@@ -223,6 +228,42 @@ def test_from_sft_over_a_reward_model_to_ppo(train, tmp_path):
     objective = {"kind": "ppo", "reward": str(tmp_path / "reward"), "answer_tokens": 12}
     made = train(tmp_path / "ppo", objective=objective, **wishes)
     assert made.held_out_reward > made.base_held_out_reward
+
+
+@pytest.mark.parametrize("method", ["lora", "full"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_plan_counts_the_reward_model_and_the_value_head(train, tmp_path, tiny_model, letters, method, precision):
+    data, reward = tmp_path / "pairs.jsonl", tmp_path / "reward"
+    data.write_text("\n".join(map(json.dumps, PAIRS)))
+    wishes = {"dataset__path": [str(data)], "optimizer__steps": 1, "method": {"kind": method}}
+    train(reward, objective={"kind": "reward"}, **wishes)
+    held = sum(p.nbytes for p in load_reward_model(find(str(reward)), precision).parameters())
+    assert reward_model_bytes(find(str(reward)), precision) == pytest.approx(held, rel=0.01)
+    plans = {
+        name: planned(tmp_path / name, tiny_model, precision=precision, objective=objective)
+        for name, objective in {
+            "sft": {"kind": "sft"},
+            "function": {"kind": "grpo", "reward": letters},
+            "grpo": {"kind": "grpo", "reward": {str(reward): 1.0, letters: 0.5}},
+            "ppo": {"kind": "ppo", "reward": str(reward)},
+        }.items()
+    }
+    counted = {name: plan.reward_bytes for name, plan in plans.items()}
+    head = 16 * (json.loads((tiny_model / "config.json").read_text())["hidden_size"] + 1)
+    assert counted["sft"] == counted["function"] == 0
+    assert counted["grpo"] == pytest.approx(held, rel=0.01)
+    assert counted["ppo"] == counted["grpo"] + head
+    assert plans["grpo"].total_bytes - plans["function"].total_bytes == counted["grpo"]
+    assert plans["ppo"].total_bytes - plans["sft"].total_bytes == counted["ppo"]
+    assert any(line.split()[0] == "reward" for line in plan_lines(plans["ppo"]))
+    assert not any(line.split()[0] == "reward" for line in plan_lines(plans["sft"]))
+
+
+def planned(out, model, **wishes):
+    """The plan verb's verdict on a training; answers are as long as the rows of a plan without them are short."""
+    drawn = wishes["objective"]["kind"] != "sft"
+    document = {"model": str(model), "cutoff": 32 if drawn else 160, "batch": {"rows": 4}, **wishes}
+    return verbs.perform("plan", load(verbs.config_class("plan"), document), out, quiet=True)[0]
 
 
 @pytest.mark.parametrize(

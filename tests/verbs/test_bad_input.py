@@ -77,12 +77,60 @@ def test_rows(typed, tmp_path, tiny_model, verb, documents, more, said):
         (["train", "rows.jsonl", "--model", "./nowhere"], ModelError.exit_code, "no such model folder"),
         (["export", "rows.jsonl"], ModelError.exit_code, "rows.jsonl"),
         (["serve", "./nowhere"], ModelError.exit_code, "no such model folder"),
+        (["train", "rows.jsonl", "--model", "m", "--dataset", "b.jsonl"], UsageError.exit_code, "takes dataset once. Got rows.jsonl."),
+        (["train", "rows.jsonl", "--model", "m", "--dataset.path", "b.jsonl"], UsageError.exit_code, "takes dataset once. Got rows.jsonl."),
+        (["export", "a", "--model", "b"], UsageError.exit_code, "takes model once. Got a."),
+        (["train", "rows.jsonl", "--model", "m", "--out", ""], UsageError.exit_code, "--out: needs a folder"),
+        (["train", "rows.jsonl", "--model", "m", "--batch.rows", "true"], UsageError.exit_code, "batch.rows: must be a number. Got True."),
+        (["train", "rows.jsonl", "--model", "m", "--seed", "-1"], UsageError.exit_code, "seed: must be at least 0. Got -1."),
+        (["train", "rows.jsonl", "--model", "m", "--seed", "9" * 30], UsageError.exit_code, "seed: must be at most 4294967295."),
+        (["train", "rows.jsonl", "--model", "m", "--method.targets", "7"], UsageError.exit_code, "method.targets: must be one of all-linear. Got 7."),
+        (["train", "rows.jsonl", "--model", "m", "--method.kind", "7"], UsageError.exit_code, "bottleneck. Got 7."),
+        (["train", "rows.jsonl", "--model", "m", "--devices.kind", "ddp", "--devices.hosts", "[a, a]"], UsageError.exit_code, "hosts: each one once"),
+        (["train", "rows.jsonl", "--model", "m", "--devices.kind", "ddp", "--devices.hosts", "[a:1, b]"], UsageError.exit_code, "their port goes into devices.port"),
+        (["train", "rows.jsonl", "--model", "m", "--devices.kind", "ddp", "--devices.hosts", "[a, '']"], UsageError.exit_code, "hosts: must be names"),
     ],
 )  # fmt: skip
 def test_words(typed, tmp_path, words, code, said):
     rows(tmp_path / "rows.jsonl", GOOD)
     assert typed(*words)[0] == code
     assert said in typed(*words)[1]
+
+
+def test_yaml_keys_that_are_no_words(typed, tmp_path):
+    (tmp_path / "their.yaml").write_text("? [a, b]\n: 1\n", encoding="utf-8")
+    for verb in ("train", "migrate"):
+        assert typed(verb, "their.yaml") == (
+            UsageError.exit_code,
+            "their.yaml:1: not valid YAML: a key must be a word.",
+        )
+
+
+def test_held_out_rows_of_another_kind(typed, tmp_path, tiny_model):
+    pair = {"prompt": "What is it?", "chosen": "A kettle.", "rejected": "A cat."}
+    good, pairs = rows(tmp_path / "rows.jsonl", *[GOOD] * 4), rows(tmp_path / "pairs.jsonl", pair)
+    for verb in ("prepare", "train"):
+        code, line = typed(verb, good, "--model", tiny_model, "--dataset.held_out", pairs)
+        assert code == DataError.exit_code
+        assert "held-out rows must be conversation rows like the others. Got 'preference rows (preference)'." in line
+
+
+def test_what_is_prepared_stays_as_it_is(typed, tmp_path, tiny_model):
+    words = ["--model", str(tiny_model), "--quiet"]
+    assert (
+        cli.main(["prepare", rows(tmp_path / "rows.jsonl", *[GOOD] * 4), *words, "--out", str(tmp_path / "made")]) == 0
+    )
+    for option, value in (("cutoff", "9"), ("dataset.overlong", "drop"), ("evaluation.share", "0.5")):
+        code, line = typed("train", tmp_path / "made", *words, f"--{option}", value)
+        assert code == UsageError.exit_code
+        assert f"{option}: {tmp_path / 'made'} is prepared already. Leave it out" in line
+    for again in (tmp_path / "made", tmp_path / "made" / "dataset"):
+        code, line = typed("prepare", again, *words)
+        assert code == DataError.exit_code
+        assert "is prepared already" in line
+    code, line = typed("train", tmp_path / "made", "--resume")
+    assert code == UsageError.exit_code
+    assert "is no train run. Got 'a prepare run'." in line
 
 
 def test_targets_that_do_not_exist(typed, tmp_path, tiny_model):

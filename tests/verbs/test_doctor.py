@@ -122,3 +122,33 @@ def test_the_machine_strictly(tmp_path, monkeypatch):
     monkeypatch.setattr(checkup, "model", lambda: checkup.Check("embedded model", "missing", "gone", "Get it"))
     assert cli.main(["doctor", "--out", str(tmp_path / "d"), "--strict", "true", "--quiet"]) == 9
     assert result(tmp_path / "d")["missing"] == ["embedded model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "code", "said"),
+    [
+        ("events.jsonl", "", 2, "is no training run"),
+        ("events.jsonl", "{}\n[1]\n\x00", 2, "is no training run"),
+        ("config.yaml", "a: 1\n", 2, "unknown option 'a'"),
+        ("config.yaml", "model: m\ndataset: d\noptimizer: x\n", 2, "optimizer: should be"),
+        ("result.json", "[1]", 3, "result.json: must be an object. Got list."),
+        ("dataset/dataset.json", "{}", 3, "has a damaged dataset.json"),
+        ("dataset/ledger.jsonl", '{"a": 1}\n', 3, "has a damaged ledger.jsonl"),
+    ],
+)
+def test_a_damaged_run_is_named_in_one_line(runs, tmp_path, capsys, name, content, code, said):
+    shutil.copytree(runs / "healthy", tmp_path / "damaged")
+    (tmp_path / "damaged" / name).write_text(content, encoding="utf-8")
+    assert cli.main(["doctor", str(tmp_path / "damaged"), "--out", str(tmp_path / "d")]) == code
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert "\n" not in error
+
+
+def test_torn_lines_and_lines_that_are_no_events_are_passed_over(runs, tmp_path):
+    shutil.copytree(runs / "healthy", tmp_path / "torn")
+    (tmp_path / "torn" / "result.json").unlink()
+    with (tmp_path / "torn" / "events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"no": "event"}\n[]\n{"event": "st')
+    assert cli.main(["doctor", str(tmp_path / "torn"), "--out", str(tmp_path / "d")]) == 0
+    assert result(tmp_path / "d")["finished"] is False

@@ -55,6 +55,8 @@ class MemoryPlan:
     optimizer_bytes: int
     activations_bytes: int
     logits_bytes: int
+    reward_bytes: int
+    """Beside the trained model: reward models, and PPO's value head with its optimizer."""
     overhead_bytes: int
     """Libraries, allocator and work space that no formula names."""
     overlap_bytes: int

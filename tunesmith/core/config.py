@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from yaml.composer import ComposerError
 from yaml.constructor import ConstructorError
@@ -26,6 +26,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+Seed = Annotated[int, Field(ge=0, le=2**32 - 1)]
+"""What every library takes as a seed."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -40,6 +42,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, "a key must be a word", key.start_mark)
             if key.value in seen:
                 raise ConstructorError(None, None, f"key {key.value!r} appears twice", key.start_mark)
             seen.add(key.value)
@@ -99,10 +103,26 @@ def load(cls: type[C], document: Mapping[str, Any], overrides: Sequence[tuple[st
     for path, value in overrides:
         _put(merged, _whole_path(cls, path).split("."), value)
     _fill_kinds(cls, merged)
+    _refuse_truth(cls, merged, where)
     try:
         return cls.model_validate(merged)
     except ValidationError as error:
         raise _explain(cls, merged, error, where) from None
+
+
+def _refuse_truth(cls: type[Config], document: dict[str, Any], where: str) -> None:
+    """Raise UsageError for true or false where a number is wanted: pydantic would take them for 1 and 0."""
+    for option in options(cls):
+        *sections, name = option.path.split(".")
+        node: Any = document
+        for section in sections:
+            node = node.get(section) if isinstance(node, dict) else None
+        wanted = set(option.type.split())
+        is_number = bool(wanted & {"int", "number"}) and "true" not in wanted
+        if not is_number or not isinstance(node, dict) or option.kind not in {"", node.get("kind")}:
+            continue
+        if isinstance(node.get(name), bool):
+            raise UsageError(": ".join(filter(None, (where, option.path))), "must be a number", got=node[name])
 
 
 def dump_yaml(config: Config) -> str:
@@ -227,7 +247,7 @@ def describe_type(field: FieldInfo) -> str:
         else:
             names.append(words.get(part, getattr(part, "__name__", str(part))))
     limits = [
-        f"{sign} {value:g}"
+        f"{sign} {_number(value)}"
         for meta in field.metadata
         for attribute, sign in (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
         if (value := getattr(meta, attribute, None)) is not None
@@ -235,12 +255,17 @@ def describe_type(field: FieldInfo) -> str:
     return " ".join([" | ".join(dict.fromkeys(names)), *limits])
 
 
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError, where: str) -> UsageError:
     first = min(error.errors(), key=lambda found: found["type"] == "missing")  # a typo hides what it meant
     path, node = [], document
     for key in first["loc"]:
-        if isinstance(node, dict) and key not in node and node.get("kind") == key:
-            continue  # pydantic names the variant of a union; a person does not
+        is_variant = isinstance(node, dict) and key not in node and node.get("kind") == key
+        if is_variant or (isinstance(key, str) and "[" in key):
+            continue  # pydantic names the branch of a union; a person does not
         path.append(str(key))
         node = node.get(str(key)) if isinstance(node, dict) else None
     dotted = ".".join(path)
@@ -257,11 +282,12 @@ def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError
         choices = str(context.get("expected_tags") or context.get("expected")).replace("'", "").replace(" or ", ", ")
         asked = first["input"]
         got = asked.get("kind") if isinstance(asked, dict) else asked
-        return UsageError(place, f"must be one of {choices}", got=got, do=did_you_mean(str(got), choices.split(", ")))
+        hint = did_you_mean(str(got), choices.split(", "))
+        return UsageError(place, f"must be one of {choices}", got=got, do=hint if hint.startswith("Did") else "")
     limit = {"greater_than_equal": "ge", "greater_than": "gt", "less_than_equal": "le", "less_than": "lt"}.get(kind)
     if limit:
         words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}[limit]
-        return UsageError(place, f"must be {words} {context[limit]:g}", got=first["input"])
+        return UsageError(place, f"must be {words} {_number(context[limit])}", got=first["input"])
     said = first["msg"].removeprefix("Value error, ").removeprefix("Input ")
     return UsageError(place, said, got=first["input"])
 

@@ -26,6 +26,18 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}:{error.lineno}", f"not valid JSON: {error.msg}") from None
     except UnicodeDecodeError:
         raise DataError(str(path), "is not UTF-8 text", do="Save it as UTF-8") from None
+    except RecursionError:
+        raise DataError(str(path), "is nested too deeply") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise DataError(str(path), f"not valid JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Read one JSON object. Raises DataError as `read_json` does, and for any other document."""
+    document = read_json(path)
+    if not isinstance(document, dict):
+        raise DataError(str(path), "must be an object", got=type(document).__name__)
+    return document
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
@@ -40,6 +52,10 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, Any]]:
                         raise DataError(
                             f"{path}:{number}", f"not valid JSON: {error.msg}", do="Mend or remove the line"
                         ) from None
+                    except RecursionError:
+                        raise DataError(f"{path}:{number}", "is nested too deeply", do="Remove the line") from None
+                    except ValueError as error:
+                        raise DataError(f"{path}:{number}", f"not valid JSON: {error}", do="Remove the line") from None
     except UnicodeDecodeError:
         raise DataError(str(path), "is not UTF-8 text", do="Save it as UTF-8") from None
 

@@ -155,7 +155,9 @@ class Run:
         ):
             for line in file:
                 with contextlib.suppress(ValueError):
-                    yield json.loads(line)
+                    entry = json.loads(line)
+                    if isinstance(entry, dict) and "event" in entry:
+                        yield entry
 
     def say(self, text: str = "", style: str = "") -> None:
         """One line for the person at the screen."""

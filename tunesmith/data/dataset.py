@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import artifacts, files
-from tunesmith.core.errors import DataError
+from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.examples import Example, Feedback, Preference, Text
 from tunesmith.data.render import Rendered
 
@@ -165,11 +165,37 @@ def dataset_folder(path: str) -> Path | None:
     return None
 
 
+def prepared_folder(config: Any) -> Path | None:
+    """The prepared Dataset that `dataset` of a config (train's, plan's) names; None for rows.
+
+    Raises UsageError where the config says how to prepare as well: what is prepared already stays as it is.
+    """
+    source = config.dataset
+    folder = dataset_folder(source.path[0]) if len(source.path) == 1 else None
+    if folder is None:
+        return None
+    evaluation = getattr(config, "evaluation", None)
+    said = [f"dataset.{name}" for name in _changed(source) if name != "path"]
+    said += ["cutoff"] if "cutoff" in _changed(config) else []
+    said += ["evaluation.share"] if evaluation and "share" in _changed(evaluation) else []
+    if said:
+        raise UsageError(
+            said[0], f"{source.path[0]} is prepared already", do="Leave it out, or prepare the rows again with it"
+        )
+    return folder
+
+
+def _changed(config: Any) -> list[str]:
+    """Options that have another value than their default."""
+    known = type(config).model_fields
+    return [name for name in known if getattr(config, name) != known[name].get_default(call_default_factory=True)]
+
+
 def open_dataset(folder: Path) -> artifacts.Dataset:
     """The facts of a prepared Dataset. Raises DataError when the folder is damaged."""
     wrong = files.verify(folder)
     if wrong:
         raise DataError(str(folder), wrong, do="Prepare it again")
-    facts = files.read_json(folder / FACTS)
+    facts = files.read_object(folder / FACTS)
     known = {field.name for field in fields(artifacts.Dataset)}
     return artifacts.Dataset(**{**{k: v for k, v in facts.items() if k in known}, "dataset": folder})

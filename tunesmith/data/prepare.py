@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from tunesmith.core import files
 from tunesmith.core.artifacts import Dataset
 from tunesmith.core.errors import DataError
-from tunesmith.core.examples import Example, Feedback, Kind, Preference, Text, dialogue_of
-from tunesmith.data.dataset import FACTS, LEDGER, write_split
+from tunesmith.core.examples import Conversation, Example, Feedback, Kind, Preference, Text, dialogue_of
+from tunesmith.data.dataset import FACTS, LEDGER, is_dataset, write_split
 from tunesmith.data.ledger import Entry, check, totals
 from tunesmith.data.render import Rendered, render, render_text_row, template_fingerprint
 from tunesmith.data.source import Reading, Source, read_examples
@@ -51,11 +51,19 @@ def write_dataset(
 
     `said` gets a line on the format that was found. Raises DataError for unusable rows and for too much loss.
     """
+    for path in (*source.path, *source.held_out):
+        if is_dataset(path):
+            raise DataError(path, "is prepared already", do="train takes it as it is, alone; rows come from files")
     reading = read_examples(source.path, source.format, source.columns)
     said(f"format: {reading.format}, {len(reading.examples) + len(reading.problems)} rows")
     kept, entries = _render_all(reading, tokenizer, cutoff, drop_overlong=source.overlong == "drop")
     if source.held_out:
         apart = read_examples(source.held_out, source.format, source.columns)
+        if apart.kind != reading.kind:
+            raise DataError(
+                source.held_out[0], f"held-out rows must be {reading.kind} rows like the others",
+                got=f"{apart.kind} rows ({apart.format})",
+            )  # fmt: skip
         held, held_entries = _render_all(apart, tokenizer, cutoff, drop_overlong=source.overlong == "drop")
         train = kept
     else:
@@ -82,19 +90,25 @@ def sequences_of(kind: Kind, rows: Sequence[tuple[Rendered, ...]], cutoff: int) 
         return _blocks([rendered for (rendered,) in rows], cutoff)
     if kind == "feedback" and rows:
         if len(rows) < 2:
-            raise DataError("dataset", "KTO needs at least 2 rows on either side of the split", got="1")
+            raise DataError(
+                "dataset", "KTO needs at least 2 rows on either side of the split", got="1",
+                do="Add rows, or hold none out (share 0)",
+            )  # fmt: skip
         return [(row[0], _mismatched(row[0], rows[number - 1][0], cutoff)) for number, row in enumerate(rows)]
     return list(rows)
 
 
 def _blocks(documents: Sequence[Rendered], cutoff: int) -> list[tuple[Rendered, ...]]:
-    """All documents as one stream of tokens, cut into rows of `cutoff` tokens; no token is lost."""
+    """All documents as one stream of tokens, cut into rows of `cutoff` tokens; no token is lost.
+
+    A last token alone would have none before it to predict it from: it gets one of the row before.
+    """
     stream = [token for document in documents for token in document.ids]
-    return [
-        (Rendered(part, [True] * len(part)),)
-        for start in range(0, len(stream), cutoff)
-        if len(part := stream[start : start + cutoff]) > 1
-    ]
+    ends = list(range(cutoff, len(stream), cutoff))
+    if ends and ends[-1] == len(stream) - 1:
+        ends[-1] -= 1
+    parts = [stream[start:end] for start, end in zip([0, *ends], [*ends, len(stream)], strict=True)]
+    return [(Rendered(part, [True] * len(part)),) for part in parts if len(part) > 1]
 
 
 def _mismatched(row: Rendered, other: Rendered, cutoff: int) -> Rendered:
@@ -129,8 +143,19 @@ def _render(example: Example, tokenizer: PreTrainedTokenizerBase, cutoff: int) -
     if isinstance(example, Text):
         return (render_text_row(example.text, tokenizer),)
     if isinstance(example, Preference):
+        _refuse_empty(example.chosen)
         return tuple(render(side, tokenizer, cutoff) for side in (example.chosen, example.rejected))
-    return (render(example.judged if isinstance(example, Feedback) else example, tokenizer, cutoff),)
+    dialogue = example.judged if isinstance(example, Feedback) else example
+    if not isinstance(example, Feedback) or example.good:
+        _refuse_empty(dialogue)
+    return (render(dialogue, tokenizer, cutoff),)
+
+
+def _refuse_empty(dialogue: Conversation) -> None:
+    """An empty answer would teach to say nothing; as a bad example it may be what is meant."""
+    for message in dialogue.messages:
+        if message.role == "assistant" and message.trained and not message.tool_calls and not message.content.strip():
+            raise DataError("", "the answer is empty", do="Fill it in or remove the row")
 
 
 def _entry(place: str, sequences: tuple[Rendered, ...], cutoff: int, *, drop_overlong: bool) -> Entry:

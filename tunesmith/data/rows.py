@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,11 @@ def _table(path: Path, separator: str) -> Iterator[tuple[int, Row]]:
     csv.field_size_limit(1 << 27)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            for number, row in enumerate(csv.DictReader(file, delimiter=separator, strict=True), 1):
+            reader = csv.DictReader(file, delimiter=separator, strict=True)
+            twice = [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]
+            if twice:
+                raise DataError(f"{path}:1", "the header names a column twice", got=twice[0], do="Rename one of them")
+            for number, row in enumerate(reader, 1):
                 if None in row or None in row.values():
                     raise DataError(f"{path}:{number}", "has more or fewer cells than the header names")
                 yield number, dict(row)

@@ -107,6 +107,10 @@ def _renamed(row: dict[str, Any], mapping: Mapping[str, str], source: str) -> di
 
 def _read(name: str, row: dict[str, Any], source: str) -> Example:
     layout = FORMATS[name]
+    if not _is_unicode(row):
+        raise DataError(
+            source, "holds half a character (a lone surrogate), which no file can hold", do="Remove the row"
+        )
     missing = [column for column in layout.REQUIRED if row.get(column) is None]
     if missing:
         raise DataError(source, f"has no {missing[0]}")
@@ -118,3 +122,12 @@ def _read(name: str, row: dict[str, Any], source: str) -> Example:
     if not isinstance(expect, list) or not all(isinstance(part, str) for part in expect):
         raise DataError(source, "expect must be text or a list of texts", got=expect)
     return replace(example, expect=tuple(expect))
+
+
+def _is_unicode(value: Any) -> bool:
+    """Whether all text of a row can be written."""
+    if isinstance(value, str):
+        return value.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, dict):
+        return all(_is_unicode(part) for pair in value.items() for part in pair)
+    return not isinstance(value, list | tuple) or all(map(_is_unicode, value))

@@ -28,7 +28,7 @@ _STORED: dict[str, Precision] = {"float32": "fp32", "bfloat16": "bf16", "float16
 
 def stored_precision(base: Path) -> Precision:
     """The precision in which the base model's weights are stored, as its config says; fp32 where it says nothing."""
-    config = files.read_json(base / "config.json")
+    config = files.read_object(base / "config.json")
     typed = config.get("dtype") or config.get("torch_dtype") or "float32"
     if typed not in _STORED:
         raise ModelError(str(base / "config.json"), "has weights in a precision that cannot be merged", got=typed)
@@ -152,7 +152,7 @@ def save(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path, precision
 
 def _make_portable(path: Path) -> None:
     """Name no code that other programs would run, and the class by the name that transformers 4 and 5 both know."""
-    config = files.read_json(path)
+    config = files.read_object(path)
     config.pop("auto_map", None)
     if config.get("tokenizer_class") == "TokenizersBackend":
         config["tokenizer_class"] = "PreTrainedTokenizerFast"

@@ -47,14 +47,14 @@ def origin_of(model: str, found: Found) -> Origin:
     """Find the training run around a checkpoint (or the run itself), and the base model's name."""
     weights = found.adapter or found.base
     manifest = weights / files.MANIFEST
-    facts = files.read_json(manifest) if manifest.is_file() else {}
+    facts = files.read_object(manifest) if manifest.is_file() else {}
     base = facts.get("base", {}).get("model") or note_of(weights).get("base_model_name_or_path") or model
     run = next((folder for folder in _up(weights) if _is_training(folder)), None)
     name = run.name if run else Path(model.removeprefix("hf:").removeprefix("ms:")).resolve().name
     return Origin(
         name=re.sub(r"[^\w.-]+", "-", name).strip(".-") or "model", run=run, base=str(base),
         config=read_yaml(run / CONFIG) if run else {},
-        result=files.read_json(run / RESULT) if run and (run / RESULT).is_file() else {},
+        result=files.read_object(run / RESULT) if run and (run / RESULT).is_file() else {},
         template_sha256=facts.get("template_sha256", ""),
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def _trained(origin: Origin) -> dict[str, Any]:
         if isinstance(section, dict)
     }
     dataset = Path(origin.dataset, "dataset.json") if origin.dataset else None
-    data = files.read_json(dataset) if dataset and dataset.is_file() else {}
+    data = files.read_object(dataset) if dataset and dataset.is_file() else {}
     losses = {
         key.replace("_", " "): result.get(key) for key in ("steps", "train_loss", "base_held_out_loss", "held_out_loss")
     }

@@ -30,7 +30,7 @@ ALLOWED_SHARE = 0.2
 def trained_in_four_bits(found: Found) -> dict[str, Any] | None:
     """The options of the QLoRA that a checkpoint comes from; None for any other model."""
     manifest = found.adapter / files.MANIFEST if found.adapter else None
-    method = files.read_json(manifest).get("method", {}) if manifest and manifest.is_file() else {}
+    method = files.read_object(manifest).get("method", {}) if manifest and manifest.is_file() else {}
     return method if method.get("kind") == "qlora" else None
 
 

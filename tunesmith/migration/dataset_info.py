@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, did_you_mean
-from tunesmith.core.files import read_json
+from tunesmith.core.files import read_object
 from tunesmith.data.rows import ENDINGS
 from tunesmith.migration.layouts import ALL_COLUMNS, COLUMNS, TAGS, Named
 from tunesmith.migration.sheet import Sheet
@@ -52,9 +52,7 @@ def read_info(sheet: Sheet) -> dict[str, Any] | None:
         sheet.verdict(key, "wrong", text, lost=True)
         return None
     sheet.verdict("dataset_dir", "became", f"dataset, from {folder / FILE}")
-    entries = read_json(folder / FILE)
-    if not isinstance(entries, dict):
-        raise DataError(str(folder / FILE), "must be an object of datasets by name", got=type(entries).__name__)
+    entries = read_object(folder / FILE)
     return {name: {**entry, "": folder} if isinstance(entry, dict) else entry for name, entry in entries.items()}
 
 
@@ -80,6 +78,7 @@ class _Entry:
         self.sheet, self.name = sheet, name
         self.folder: Path = fields.pop("", Path())
         self.fields = {MEANT.get(field, field): value for field, value in reversed(fields.items())}
+        self._check_types()
         for field, value in fields.items():
             if field in MEANT:
                 self.say(
@@ -96,14 +95,28 @@ class _Entry:
                 )
                 self.say(field, "wrong" if meant else "no effect", text, value=value, lost=meant)
 
+    def _check_types(self) -> None:
+        """Raise DataError for a field that holds what no version of LLaMA-Factory takes."""
+        names = (str, type(None))
+        for field, fits, what in (
+            ("columns", lambda it: isinstance(it, dict) and all(isinstance(v, names) for v in it.values()), "an object of names"),
+            ("tags", lambda it: isinstance(it, dict) and all(isinstance(v, names) for v in it.values()), "an object of words"),
+            ("ranking", lambda it: isinstance(it, bool), "true or false, without quotes"),
+            ("num_samples", lambda it: type(it) is int and it > 0, "a whole number above 0"),
+            ("file_name", lambda it: isinstance(it, str) and it, "the name of a file or folder"),
+        ):  # fmt: skip
+            value = self.fields.get(field)
+            if value is not None and not fits(value):
+                raise DataError(f"{self.folder / FILE}: {self.name}.{field}", f"must be {what}", got=value)
+
     def say(self, field: str, outcome: Any, text: str, *, value: Any = None, lost: bool = False) -> None:
         value = self.fields.get(field) if value is None else value
         self.sheet.note(f"{self.name}.{field}", outcome, text, value=value, lost=lost)
 
     def read(self, stage: str) -> Named | None:
         files = self._files()
-        layout = self.fields.get("formatting", "alpaca")
-        ranking = bool(self.fields.get("ranking", False))
+        layout = self.fields.get("formatting") or "alpaca"
+        ranking = bool(self.fields.get("ranking"))
         if layout not in LAYOUTS:
             self.say("formatting", "wrong", f"must be one of {', '.join(LAYOUTS)}", lost=True)
             return None
@@ -115,11 +128,7 @@ class _Entry:
         columns, tags = self._columns(layout), self._tags()
         self._say_rest(layout)
         samples = self.fields.get("num_samples")
-        return (
-            Named(self.name, files, layout, ranking, columns, tags, int(samples) if samples else None)
-            if files
-            else None
-        )
+        return Named(self.name, files, layout, ranking, columns, tags, samples) if files else None
 
     def _files(self) -> tuple[Path, ...]:
         elsewhere = [field for field in ELSEWHERE if field in self.fields]
@@ -143,6 +152,9 @@ class _Entry:
                 f"{strange[0].name} is of no kind that is read: {', '.join(ENDINGS)}",
                 lost=True,
             )
+            return ()
+        if not files:
+            self.say("file_name", "wrong", f"{path} is an empty folder", lost=True)
             return ()
         self.say("file_name", "became", f"dataset.path: {path}")
         return files

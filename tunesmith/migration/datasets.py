@@ -18,6 +18,8 @@ KINDS = {
     "kto": "feedback",
     "ppo": "conversation",
 }
+NEEDED = {"preference": ("chosen", "rejected"), "feedback": ("kto_tag",)}
+"""Kind of rows -> columns without which it is none, beside the prompt."""
 TRAINED, HELD_OUT = "rows.jsonl", "held_out_rows.jsonl"
 Written = dict[str, Rows]
 """Name of a file -> the rows that have to be written into it."""
@@ -39,7 +41,10 @@ def read_datasets(sheet: Sheet) -> Written:
         held = _rows(sheet, "eval_dataset", entries, stage)
     for key, found in (("dataset", trained), ("eval_dataset", held)):
         if entries is not None and sheet.given(key) and not found and (key == "eval_dataset" or "train" in sheet.verbs):
-            sheet.verdict(key, "not supported", "none of its rows can be read", lost=True)
+            names = [f"{name}." for name in sheet.words(key)]
+            why = next((v for v in sheet.verdicts if v.lost and v.key.startswith(tuple(names))), None)
+            cause = f": {why.key}: {why.text}" if why else ""
+            sheet.verdict(key, "not supported", f"none of its rows can be read{cause}", lost=True)
     sheet.verdict("dataset_dir", "no effect", "no rows are read here")
     if "train" in sheet.verbs and not sheet.given("dataset"):
         sheet.verdict("do_train", "wrong", "LLaMA-Factory ends with an error without dataset", lost=True)
@@ -61,12 +66,18 @@ def _rows(sheet: Sheet, key: str, entries: dict[str, Any], stage: str) -> Rows |
     limit = int(sheet.number("max_samples")) if sheet.given("max_samples") else None
     rows = draw(named, shape, limit, int(sheet.number("seed")))
     for one, raw in rows.parts:
-        wanted = "prompt" if one.formatting == "alpaca" else "messages"
-        if raw and one.columns.get(wanted) not in raw[0][0]:
+        wanted = ("prompt" if one.formatting == "alpaca" else "messages", *NEEDED.get(KINDS[stage], ()))
+        missing = next((name for name in wanted if raw and one.columns.get(name) not in raw[0][0]), None)
+        if missing:
             has = list(raw[0][0])
             looks = "sharegpt" if {"conversations", "messages"} & set(has) else "alpaca"
-            do = f"The rows look like formatting: {looks}" if looks != one.formatting else "Name it in columns"
-            text = f"rows have no {one.columns.get(wanted)!r} but {', '.join(has)}; LLaMA-Factory ends with a KeyError. {do}"
+            do = (
+                f"The rows look like formatting: {looks}"
+                if looks != one.formatting
+                else f"Name it in columns ({missing})"
+            )
+            theirs = repr(one.columns[missing]) if one.columns.get(missing) else missing
+            text = f"rows have no {theirs} but {', '.join(has)}; LLaMA-Factory ends with an error. {do}"
             sheet.note(f"{one.name}.rows", "wrong", text, lost=True)
     for name, text in rows.placeholders():
         sheet.note(f"{name}.rows", "wrong", text)
@@ -91,7 +102,8 @@ def _train_on(sheet: Sheet, trained: Rows, held: Rows | None, written: Written) 
     note = f"{share} of {trained.count} rows" if share >= 1 else "rows with one prompt stay on one side"
     held_share = min(share / trained.count, 0.99) if share >= 1 else share
     sheet.became("val_size", "evaluation.share", round(held_share, 6), note if share else "")
-    sheet.train_rows = trained.count - round(trained.count * held_share)
+    if sheet.get("stage") != "pt":  # documents are laid end to end: their rows are counted when they are tokens
+        sheet.train_rows = trained.count - round(trained.count * held_share)
 
 
 def _write(sheet: Sheet, rows: Rows, name: str, written: Written) -> dict[str, Any]:

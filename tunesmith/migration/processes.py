@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tunesmith.core.files import read_json
+from tunesmith.core.files import read_object
 from tunesmith.migration.sheet import Sheet
 
 USUAL = re.compile(r"ds_z([0-3])(_offload)?_config")
@@ -66,7 +66,7 @@ def _stage_of(sheet: Sheet) -> tuple[int | None, str | None, str]:
         stage = int(usual[1]) if usual else None
         moved = ("all" if stage == 3 else "optimizer") if usual and usual[2] else None
         return stage, moved, "by the name of the file, which is not there"
-    zero = (typed if isinstance(typed, dict) else read_json(path or Path())).get("zero_optimization") or {}
+    zero = (typed if isinstance(typed, dict) else read_object(path or Path())).get("zero_optimization") or {}
     devices = {part: (zero.get(f"offload_{part}") or {}).get("device", "none") for part in ("optimizer", "param")}
     for part, device in devices.items():
         if device not in {"none", "cpu"}:

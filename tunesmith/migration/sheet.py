@@ -15,6 +15,8 @@ from tunesmith.migration.names import ASKED, MAPPED, RENAMED
 Outcome = Literal["became", "default", "no effect", "not supported", "wrong"]
 OWNERS = ("stage", "finetuning_type", "pref_loss", "do_train", "dataset_dir", "dataset", "eval_dataset")
 """Keys on which others depend: where one cannot be kept, nobody has asked for what belongs to it."""
+TRUTHS = {"yes": True, "on": True, "true": True, "no": False, "off": False, "false": False}
+"""Words that YAML 1.1, which LLaMA-Factory reads, takes for true and false."""
 SECRETS = ("token", "api_key", "secret", "webhook")
 
 
@@ -114,6 +116,7 @@ class Sheet:
     def steps_an_epoch(self) -> int | None:
         """Optimizer steps in one pass over the trained rows; None where they could not be counted."""
         each = int(self.number("per_device_train_batch_size") * self.number("gradient_accumulation_steps"))
+        each *= max(1, int(self.number("ray_num_workers")))
         return -(-self.train_rows // each) if self.train_rows is not None and each > 0 else None
 
     def put(self, verb: str, path: str, value: Any, origin: str = "") -> bool:
@@ -183,8 +186,11 @@ class Sheet:
 def open_sheet(document: Mapping[str, Any], folder: Path, ours: Ours, into: Path) -> Sheet:
     """The file by today's names. Older names become newer ones, and two that mean one are told apart."""
     sheet = Sheet(dict(document), {}, {}, ours, folder, into)
-    for name, value in document.items():
+    defaults = {**{key: name.default for key, name in MAPPED.items()}, **{k: d for k, (_, d) in grouped().items()}}
+    for name, typed in document.items():
         key = RENAMED.get(name, name)
+        is_truth = isinstance(typed, str) and isinstance(defaults.get(key), bool)
+        value = TRUTHS.get(str(typed).lower(), typed) if is_truth else typed
         if key not in sheet.said or sheet.said[key] is None:
             sheet.said[key], sheet.typed[key] = value, name
     lengths = [document.get(name) for name in ("max_source_length", "max_target_length")]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tunesmith.core.errors import DataError, UsageError
-from tunesmith.core.files import read_json
+from tunesmith.core.files import read_object
 from tunesmith.migration.sheet import Sheet
 
 PLAIN_TEMPLATES = ("default", "empty", "vanilla", "alpaca", "vicuna", "fewshot")
@@ -61,7 +61,7 @@ def _read_adapter(sheet: Sheet, adapters: tuple[str, ...], typed: str) -> None:
 
 def _base_of(note: Path) -> str:
     try:
-        return str(read_json(note).get("base_model_name_or_path") or "") if note.is_file() else ""
+        return str(read_object(note).get("base_model_name_or_path") or "") if note.is_file() else ""
     except DataError:
         return ""  # a broken note is named when the model is loaded
 

@@ -75,7 +75,7 @@ def _follow_run(folder: Path) -> Path:
     result = folder / "result.json"
     if not result.is_file():
         return folder
-    made = files.read_json(result)
+    made = files.read_object(result)
     target = made.get("checkpoint") or made.get("package")
     if not target:
         raise ModelError(str(folder), "is a run that made no model")
@@ -89,14 +89,14 @@ def _follow_run(folder: Path) -> Path:
 def note_of(folder: Path) -> dict[str, Any]:
     """What an adapter, or trained weights without their base, say of themselves; empty for any other folder."""
     note = next((folder / name for name in NOTES if (folder / name).is_file()), None)
-    return files.read_json(note) if note else {}
+    return files.read_object(note) if note else {}
 
 
 def _with_base(adapter: Path) -> Found:
     """An adapter with the base it was trained on; the base's weights must be the same bytes where that is known."""
     typed = note_of(adapter).get("base_model_name_or_path") or ""
     manifest = adapter / files.MANIFEST
-    known = files.read_json(manifest).get("base", {}) if manifest.is_file() else {}
+    known = files.read_object(manifest).get("base", {}) if manifest.is_file() else {}
     typed = known.get("model") or typed
     if not typed:
         raise ModelError(str(adapter), "does not say which base model it belongs to")
@@ -123,7 +123,7 @@ def identity(base: Found) -> str:
 
 
 def _package(folder: Path) -> Found:
-    inside = files.read_json(folder / PACKAGE)
+    inside = files.read_object(folder / PACKAGE)
     weights, gguf, adapter = (
         folder / inside[key] if inside.get(key) else None for key in ("weights", "gguf", "adapter")
     )
@@ -179,7 +179,7 @@ def safe_config(folder: Path) -> Any:
     """The model's config without the fields that name code to fetch (`auto_map`, attention kernels)."""
     from transformers import AutoConfig
 
-    raw = files.read_json(folder / "config.json")
+    raw = files.read_object(folder / "config.json")
     risky = [key for key in raw if key == "auto_map" or key.startswith("_attn_implementation")]
     if risky:
         raise ModelError(
@@ -194,7 +194,7 @@ def gives_scores(found: Found) -> bool:
     """Whether what lies on disk is a reward model, which scores answers and gives none."""
     if found.adapter:
         return note_of(found.adapter).get("task_type") == "SEQ_CLS"
-    kinds = files.read_json(found.base / "config.json").get("architectures") or []
+    kinds = files.read_object(found.base / "config.json").get("architectures") or []
     return any(kind.endswith("ForSequenceClassification") for kind in kinds)
 
 

@@ -32,7 +32,7 @@ def as_lora(model: Any, folder: Path) -> None:
         sign, side = (1, 0) if ".lora_A." in name else (-1, 1)
         state[name] = torch.cat([state[name], sign * first.to(state[name])], dim=side).contiguous()
     save_file(state, path, metadata={"format": "pt"})
-    config = files.read_json(folder / "adapter_config.json")
+    config = files.read_object(folder / "adapter_config.json")
     grown = math.sqrt(2) if config["use_rslora"] else 2
     config |= {"r": 2 * config["r"], "lora_alpha": config["lora_alpha"] * grown, "init_lora_weights": True}
     files.write_json(folder / "adapter_config.json", config)

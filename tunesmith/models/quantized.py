@@ -19,7 +19,7 @@ def load_nf4(found: Found, precision: PRECISIONS, *, double: bool) -> PreTrained
     Raises MissingExtra without bitsandbytes, ModelError for a base that is quantized already.
     """
     need_bitsandbytes()
-    if "quantization_config" in files.read_json(found.base / "config.json"):
+    if "quantization_config" in files.read_object(found.base / "config.json"):
         raise ModelError(
             str(found.base), "is quantized already", do="Give the model it was made from, or train by lora"
         )

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
 from tunesmith.models.load import PRECISIONS, Found, load_model
+from tunesmith.models.overlay import is_overlay
 from tunesmith.models.split import entered, entry_of
 from tunesmith.models.virtual import leading_logits
 from tunesmith.models.wrapped import unwrapped
@@ -25,6 +29,25 @@ def load_reward_model(found: Found, precision: PRECISIONS = "fp32", *, device: s
     Raises ModelError as `load_model` does.
     """
     return load_model(replace(found, is_reward=True), precision, device=device)
+
+
+def reward_model_bytes(found: Found, precision: PRECISIONS) -> int:
+    """Bytes that `load_reward_model` holds, from the headers of its files: the base without the head over words, in
+    `precision`, and its adapter in fp32. Weights trained on their own take the place of the base's.
+    """
+    base = sum(size for name, size in _sizes(found.base) if not name.startswith("lm_head."))
+    beside = 0 if found.adapter is None or is_overlay(found.adapter) else sum(size for _, size in _sizes(found.adapter))
+    return (2 if precision == "bf16" else 4) * base + 4 * beside
+
+
+def _sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    """(name, how many numbers) of every tensor in a folder."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "np") as file:
+            names = file.keys()
+            yield from ((name, math.prod(file.get_slice(name).get_shape())) for name in names)
 
 
 def head_of(model: Any) -> torch.nn.Module:

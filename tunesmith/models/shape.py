@@ -151,7 +151,7 @@ def read_shape(source: Path | Mapping[str, Any]) -> Shape:
     path = source / "config.json" if source.is_dir() else source
     if not path.is_file():
         raise ModelError(str(source), "has no config.json")
-    return _shape(files.read_json(path), str(path))
+    return _shape(files.read_object(path), str(path))
 
 
 def _shape(config: Mapping[str, Any], where: str) -> Shape:

@@ -33,6 +33,8 @@ SCATTER = {
 later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed, more where
 every product unpacks its weights first; trained weights: of what their layers save and of their gradients; virtual tokens
 and bottlenecks beside frozen weights: of what the layers save (fitted in fp32; half of it, unmeasured, when recomputed)."""
+ADAMW_BYTES = 16
+"""A trained number in fp32: weight, gradient, two moments."""
 LOSS_BYTES = 12
 """A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
 CHUNK_BYTES = 12
@@ -59,6 +61,10 @@ class Wish:
     checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations; auto only where it does not fit without."""
     optimizer: OptimizerKind = "adamw"
+    reward_bytes: int = 0
+    """Models that score answers, held beside the one that is trained."""
+    has_critic: bool = False
+    """A value head is trained beside the model: a number for every hidden state."""
     limit_bytes: int | None = None
     """Memory the run may take; None means what the machine has free."""
 
@@ -72,6 +78,7 @@ class Parts:
     optimizer_bytes: int
     activations_bytes: int
     logits_bytes: int
+    reward_bytes: int
     overhead_bytes: int
     overlap_bytes: int
 
@@ -79,7 +86,8 @@ class Parts:
     def total_bytes(self) -> int:
         """The most that is held at one moment."""
         held = self.weights_bytes + self.gradients_bytes + self.optimizer_bytes
-        return held + self.activations_bytes + self.logits_bytes + self.overhead_bytes - self.overlap_bytes
+        needed = self.activations_bytes + self.logits_bytes + self.reward_bytes + self.overhead_bytes
+        return held + needed - self.overlap_bytes
 
 
 def trained_parameters(shape: Shape, method: Method) -> int:
@@ -115,6 +123,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     return Parts(
         weights_bytes=footprint.weights_bytes(shape, wish.precision), gradients_bytes=gradients,
         optimizer_bytes=state_bytes(wish.optimizer, shape, footprint), activations_bytes=activations, logits_bytes=logits,
+        reward_bytes=wish.reward_bytes + (ADAMW_BYTES * (shape.hidden + 1) if wish.has_critic else 0),
         overhead_bytes=LIBRARIES_BYTES[device] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip
@@ -175,7 +184,7 @@ def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
         trainable_parameters=trained_parameters(shape, wish.method), weights_bytes=parts.weights_bytes,
         gradients_bytes=parts.gradients_bytes, optimizer_bytes=parts.optimizer_bytes,
         activations_bytes=parts.activations_bytes, logits_bytes=parts.logits_bytes,
-        overhead_bytes=parts.overhead_bytes, overlap_bytes=parts.overlap_bytes, total_bytes=parts.total_bytes,
+        reward_bytes=parts.reward_bytes, overhead_bytes=parts.overhead_bytes, overlap_bytes=parts.overlap_bytes, total_bytes=parts.total_bytes,
         available_bytes=available, device=machine.device, fits=fits, checkpointing=chosen.checkpointing is True,
         advice="" if fits else advise(chosen, lambda changed: total(changed) <= available, recomputes=recomputes), seconds_per_epoch=None,
     )  # fmt: skip

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from tunesmith.core.artifacts import MemoryPlan
 
-PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "overhead")
+PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "reward", "overhead")
+"""The reward part only where there is one."""
 WIDTH = 30
 
 
@@ -18,8 +19,9 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
         f"{', activation checkpointing' if plan.checkpointing else ''}: "
         f"{plan.trainable_parameters:,} of {plan.parameters:,} parameters trained ({share:.2%})"
     ]
-    sizes = [getattr(plan, f"{part}_bytes") for part in PARTS]
-    lines += [f"  {part:<12}{gib(size):>10}  {_bar(size, max(sizes))}" for part, size in zip(PARTS, sizes, strict=True)]
+    sizes = {part: getattr(plan, f"{part}_bytes") for part in PARTS}
+    shown = {part: size for part, size in sizes.items() if size or part != "reward"}
+    lines += [f"  {part:<12}{gib(size):>10}  {_bar(size, max(shown.values()))}" for part, size in shown.items()]
     if plan.overlap_bytes:
         lines.append(f"  {'not at once':<12}{'-' + gib(plan.overlap_bytes):>10}")
     verdict = "fits" if plan.fits else "does NOT fit"

@@ -130,14 +130,14 @@ def lay_out(shape: Shape, wish: Wish, machine: Machine, processes: tuple[int, in
         held = replace(held, optimizer_bytes=held.optimizer_bytes + held.host_bytes, host_bytes=0)
     overhead = parts.overhead_bytes + held.exchange_bytes
     mine = held.weights_bytes + held.gradients_bytes + held.optimizer_bytes
-    needed = mine + parts.activations_bytes + parts.logits_bytes + overhead
+    needed = mine + parts.activations_bytes + parts.logits_bytes + parts.reward_bytes + overhead
     available = wish.limit_bytes or machine.training_bytes // (here if on_cpu else 1)
     fits = needed <= available and held.host_bytes <= machine.available_bytes // here
     plan = MemoryPlan(
         model=wish.model, method=wish.method.kind, precision=wish.precision, parameters=shape.parameters,
         trainable_parameters=trained, weights_bytes=held.weights_bytes, gradients_bytes=held.gradients_bytes,
         optimizer_bytes=held.optimizer_bytes, activations_bytes=parts.activations_bytes,
-        logits_bytes=parts.logits_bytes, overhead_bytes=overhead, overlap_bytes=0, total_bytes=needed,
+        logits_bytes=parts.logits_bytes, reward_bytes=parts.reward_bytes, overhead_bytes=overhead, overlap_bytes=0, total_bytes=needed,
         available_bytes=available, device=machine.device, fits=fits, checkpointing=wish.checkpointing is True,
         advice="", seconds_per_epoch=None,
     )  # fmt: skip

@@ -59,7 +59,12 @@ class DevicesConfig(Config):
                 if given:
                     raise ValueError(f"{name}: kind one is a single process. Choose ddp, zero or fsdp")
         if self.kind != "zero" and (self.stage is not None or self.offload is not None):
-            raise ValueError(f"stage and offload go with kind zero. Got kind {self.kind}")
+            raise ValueError(f"stage and offload go with kind zero, not with {self.kind}")
+        for host in self.hosts:
+            if not host.strip() or host.count(":") == 1:
+                raise ValueError("hosts: must be names or addresses; their port goes into devices.port")
+        if len(set(self.hosts)) < len(self.hosts):
+            raise ValueError("hosts: each one once; how many processes it has says devices.processes")
         if self.offload in {"optimizer", "all"} and self.stage in {None, "auto"}:
             raise ValueError("offload: stage auto chooses it itself. Leave it out or name a stage")
         if self.offload in {"optimizer", "all"} and self.stage == 0:

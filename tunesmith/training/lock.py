@@ -64,7 +64,7 @@ def settle(run: Run, config: Config, lock: dict[str, Any]) -> None:
     """
     own = run.folder / LOCK
     if own.is_file():  # resumed
-        before = files.read_json(own)
+        before = files.read_object(own)
         run.replay_of = Path(before["replay_of"]) if before.get("replay_of") else None
         then = type(config).model_validate(before["config"])
         others = [name for name in type(config).model_fields if getattr(then, name) != getattr(config, name)]

@@ -6,7 +6,7 @@ import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from tunesmith.data.dataset import TokenRow
+    from tunesmith.models.load import Found
 
 Reward = Annotated[
     dict[str, float],
@@ -54,17 +55,49 @@ def open_rewards(wish: dict[str, float], tokenizer: PreTrainedTokenizerBase, pre
     return score
 
 
-def _open(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> Source:
+def held_bytes(wish: dict[str, float], precision: Literal["fp32", "bf16"]) -> int:
+    """Bytes of the reward models that are held beside the policy; functions take none.
+
+    Raises ModelError for what is no reward model.
+    """
+    from tunesmith.models.scoring import reward_model_bytes
+
+    return sum(reward_model_bytes(_find(source), precision) for source in wish if _as_function(source) is None)
+
+
+def check_rewards(wish: dict[str, float]) -> None:
+    """Raise, before any long work, UsageError for a file that is not there and ModelError for what is no reward model."""
+    for source in wish:
+        function = _as_function(source)
+        if function is None:
+            _find(source)
+        elif not function[0].is_file():
+            raise UsageError("objective.reward", "no such file", got=str(function[0]))
+
+
+def _as_function(source: str) -> tuple[Path, str] | None:
+    """(file, name) of `file.py:function`; None for a model."""
     path, colon, name = source.rpartition(":")
-    if colon and path.endswith(".py"):
-        return _function(Path(path), name, tokenizer)
+    return (Path(path), name) if colon and path.endswith(".py") else None
+
+
+def _find(source: str) -> Found:
+    from tunesmith.models.load import find, gives_scores
+
+    found = find(source)
+    if not gives_scores(found):
+        raise ModelError(source, "is no reward model", do="Train one by objective reward")
+    return found
+
+
+def _open(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> Source:
+    if function := _as_function(source):
+        return _function(*function, tokenizer)
     return _model(source, tokenizer, precision)
 
 
 def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Source:
     """`name(prompt, answer, row) -> number`: two texts, and the row as the dataset has it."""
-    if not path.is_file():
-        raise UsageError("objective.reward", "no such file", got=str(path))
     function = runpy.run_path(str(path)).get(name)
     if not callable(function):
         raise UsageError(
@@ -88,12 +121,10 @@ def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Sour
 def _model(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> Source:
     from tunesmith.data.batch import pad_sequences
     from tunesmith.data.render import template_fingerprint
-    from tunesmith.models.load import find, gives_scores, load_tokenizer
+    from tunesmith.models.load import load_tokenizer
     from tunesmith.models.scoring import load_reward_model, scores
 
-    found = find(source)
-    if not gives_scores(found):
-        raise ModelError(source, "is no reward model", do="Train one by objective reward")
+    found = _find(source)
     if template_fingerprint(load_tokenizer(found)) != template_fingerprint(tokenizer):
         raise ModelError(source, "reads other tokens than the model that is trained", do="Train both on one base")
     import torch

@@ -85,6 +85,16 @@ def perform(
     return artifact, run.folder
 
 
+def check_made_by(verb: str, folder: Path) -> None:
+    """Raise UsageError where a run folder is that of another verb."""
+    from tunesmith.core.errors import UsageError
+    from tunesmith.core.run import Run
+
+    started = next((event for event in Run(verb, folder).events() if event["event"] == "started"), {"verb": verb})
+    if started.get("verb") != verb:
+        raise UsageError(str(folder), f"is no {verb} run", got=f"a {started.get('verb')} run")
+
+
 def locked_config(verb: str, folder: Path) -> Config:
     """The config that a finished or interrupted run of this verb was locked with. Raises UsageError where there is none."""
     from tunesmith.core import files
@@ -96,4 +106,7 @@ def locked_config(verb: str, folder: Path) -> Config:
         raise UsageError("--replay", f"{verb} cannot be replayed", do=f"Replayable: {', '.join(REPLAYABLE)}")
     if not (folder / LOCK).is_file():
         raise UsageError("--replay", f"needs the folder of a {verb} run, which holds {LOCK}", got=str(folder))
-    return load(config_class(verb), files.read_json(folder / LOCK)["config"], where=str(folder / LOCK))
+    locked = files.read_object(folder / LOCK).get("config")
+    if not isinstance(locked, dict):
+        raise UsageError(str(folder / LOCK), "holds no config", do="Name a run folder as train has left it")
+    return load(config_class(verb), locked, where=str(folder / LOCK))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from tunesmith.core import files
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.core.errors import DataError, ServiceError
 from tunesmith.core.examples import Message
 from tunesmith.engines import EngineConfig
@@ -45,7 +45,7 @@ class ChatConfig(Config):
     """0 always takes the most likely token; more varies."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Draw only from the most likely tokens that together have this probability."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Makes answers with a temperature repeatable; null varies."""
 
 

@@ -72,7 +72,8 @@ def _examine(folder: Path, run: Run) -> Health:
 
 def _read(folder: Path) -> tuple[Record, set[str], list[dict[str, Any]]]:
     """(what the run wrote down, diseases its config ignores, what was said of it while it ran)."""
-    from tunesmith.core.config import read_yaml
+    from tunesmith import verbs
+    from tunesmith.core.config import load, read_yaml
     from tunesmith.core.run import CONFIG, EVENTS, Run
     from tunesmith.training.record import FINDING, Record
 
@@ -80,39 +81,38 @@ def _read(folder: Path) -> tuple[Record, set[str], list[dict[str, Any]]]:
         inner = f"Did you mean {folder / 'train'}?" if (folder / "train" / EVENTS).is_file() else "Give its folder"
         raise UsageError(str(folder), "is not a run: it has no events.jsonl", do=inner)
     events = list(Run("doctor", folder).events())
-    verb = next((event["verb"] for event in events if event["event"] == "started"), "unknown")
+    verb = next(
+        (event.get("verb") for event in events if event["event"] == "started"), "no event that says what was started"
+    )
     if verb != "train":
         inner = f"Did you mean {folder / 'train'}?" if (folder / "train" / EVENTS).is_file() else ""
         raise UsageError(str(folder), "is no training run", got=verb, do=inner)
-    config = read_yaml(folder / CONFIG)
     record = Record.read(events)
     if not record.steps and not record.probes and not record.evaluations:
         raise UsageError(str(folder), "ended before anything was trained or measured", do="Look at what it said then")
-    ignored = set(config.get("diagnosis", {}).get("ignore", []))
+    config: Any = load(verbs.config_class("train"), read_yaml(folder / CONFIG), where=str(folder / CONFIG))
+    ignored = set(config.diagnosis.ignore)
     live = [event for event in events if event["event"] == FINDING]
     return replace(record, facts=_facts(folder, config) | record.facts), ignored, live
 
 
-def _facts(folder: Path, config: dict[str, Any]) -> dict[str, Any]:
+def _facts(folder: Path, config: Any) -> dict[str, Any]:
     """What config, result and ledger say, for a run whose events lack it; and which rows lost their end."""
     from tunesmith.core import files
     from tunesmith.core.run import RESULT
-    from tunesmith.data.dataset import FACTS, LEDGER, dataset_folder
+    from tunesmith.data.dataset import LEDGER, dataset_folder, open_dataset
 
-    facts: dict[str, Any] = {
-        "learning_rate": config["optimizer"]["learning_rate"],
-        "objective": config["objective"]["kind"],
-    }
-    result = files.read_json(folder / RESULT) if (folder / RESULT).is_file() else {}
-    places = [str(folder), result.get("dataset", ""), *config["dataset"]["path"]]
+    facts: dict[str, Any] = {"learning_rate": config.optimizer.learning_rate, "objective": config.objective.kind}
+    result = files.read_object(folder / RESULT) if (folder / RESULT).is_file() else {}
+    places = [str(folder), result.get("dataset", ""), *config.dataset.path]
     data = next((found for place in places if place and (found := dataset_folder(place))), None)
     if data is None:
         return facts
-    said = files.read_json(data / FACTS)
+    said = open_dataset(data)
     rows = (row for _, row in files.read_jsonl(data / LEDGER) if row["outcome"] != "dropped")
     ends = [row["source"] for row in rows if not row["end_trained"]]
     return facts | {
-        "rows": said["train_rows"], "held_out_rows": said["held_out_rows"], "kept": said["kept"] + said["truncated"],
+        "rows": said.train_rows, "held_out_rows": said.held_out_rows, "kept": said.kept + said.truncated,
         "end_token_lost": len(ends), "ends_lost_in": ends[:5],
     }  # fmt: skip
 

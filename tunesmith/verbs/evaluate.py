@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.data.formats import FormatName
 from tunesmith.engines import EngineConfig
@@ -84,7 +84,7 @@ class EvaluateConfig(Config):
     """Arithmetic of the weights that perplexity is measured with."""
     resamples: Annotated[int, Field(ge=100)] = 2000
     """Times the rows are drawn anew for the intervals of the differences."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides what is sampled (where temperature is not 0) and which rows are drawn for the intervals."""
 
     @field_validator("metrics", mode="before")
@@ -197,7 +197,7 @@ def _trained_from(found: Found) -> str | None:
 
     folder = found.adapter or found.base
     if (folder / files.MANIFEST).is_file():
-        origin = files.read_json(folder / files.MANIFEST).get("base", {}).get("model")
+        origin = files.read_object(folder / files.MANIFEST).get("base", {}).get("model")
         if origin:
             return str(origin)
     return str(found.base) if found.adapter else None

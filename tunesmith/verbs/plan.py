@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
-from tunesmith.training.distributed import DevicesConfig, plan_devices
+from tunesmith.training.distributed import DevicesConfig, Team, check_companions, plan_devices
+from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
+from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import MemoryPlan
@@ -55,6 +57,8 @@ class PlanConfig(Config):
     """Longest row in tokens; where no dataset is given, the length that is planned."""
     method: Method = Lora()
     """How weights may change."""
+    objective: Objective = Sft()
+    """What is optimised: pairs are two rows, answers that are drawn are planned whole, reward models are counted."""
     batch: BatchConfig = BatchConfig()
     """Rows a step, in each process."""
     optimizer: RuleConfig = RuleConfig()
@@ -67,7 +71,7 @@ class PlanConfig(Config):
     """Processes; where their stage is left open, the first that fits is named. The time of an epoch is measured in one."""
     calibration_seconds: Annotated[float, Field(ge=0)] = 5.0
     """Train on a few batches for about this long to measure the time of an epoch (needs dataset and weights); 0 does not."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides the order of rows, and with it which rows make a batch."""
 
 
@@ -75,7 +79,7 @@ def preview(config: PlanConfig) -> str:
     """What would happen, in words."""
     rows = f"the rows of {', '.join(config.dataset.path)}" if config.dataset else f"rows of {config.cutoff} tokens"
     return (
-        f"plan {config.method.kind} training of {config.model} on {rows}, {config.batch.rows} x "
+        f"plan {config.method.kind} training ({config.objective.kind}) of {config.model} on {rows}, {config.batch.rows} x "
         f"{config.batch.accumulate} a step, precision {config.precision}"
     )
 
@@ -83,13 +87,18 @@ def preview(config: PlanConfig) -> str:
 def run(config: PlanConfig, run: Run) -> MemoryPlan:
     """Plan, print, compare. Raises ModelError for a model whose parts are not known, DataError for unusable rows."""
     from tunesmith.core.hardware import probe
+    from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.table import compare_lines, plan_lines
+    from tunesmith.verbs.train import choose_precision
 
+    check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
+    if isinstance(config.objective, Ppo | Grpo):
+        check_rewards(config.objective.reward)
     machine, source = probe(), _config_of(config.model)
     shape = read_shape(source)
     folder = _dataset(config, source, run) if config.dataset else None
-    wish = _wish(config, shape, machine, folder)
+    wish = wish_of(config, shape, Rows(folder, "train") if folder else None, choose_precision(config))
     plan, _, reasons = plan_devices(shape, wish, config.devices)
     is_one = config.devices.kind == "one"
     if folder and plan.fits and is_one:
@@ -122,12 +131,13 @@ def _config_of(model: str) -> Path:
 def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
     """The prepared Dataset, or raw rows prepared into `<run>/dataset`."""
     from tunesmith.core.errors import ModelError
-    from tunesmith.data.dataset import dataset_folder, open_dataset
+    from tunesmith.data.dataset import open_dataset, prepared_folder
+    from tunesmith.verbs.train import of_kind
 
     assert config.dataset
-    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
+    folder = prepared_folder(config)
     if folder:
-        return open_dataset(folder).dataset
+        return of_kind(config, open_dataset(folder)).dataset
     if not source.is_dir() or not any(source.glob("tokenizer*")):
         raise ModelError(
             str(source), "has no tokenizer for these rows", do="Leave --dataset out, or give a whole model"
@@ -136,33 +146,51 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
     from tunesmith.models.load import Found, load_tokenizer
 
     tokenizer, split = load_tokenizer(Found(config.model, source)), Split(0.1, config.seed)
-    return write_dataset(
+    made = write_dataset(
         config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
-    ).dataset
+    )
+    return of_kind(config, made).dataset
 
 
-def _wish(config: PlanConfig, shape: Shape, machine: Machine, folder: Path | None) -> Wish:
+def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp32", "bf16"]) -> Wish:
+    """What a run takes memory for; `config` is train's or plan's. Without rows each has as many tokens as the cutoff.
+
+    Raises ModelError for a reward model that is none.
+    """
     from tunesmith.planning.activations import joins
     from tunesmith.planning.memory import Wish
 
-    batch: dict[str, int] = {"tokens": config.cutoff}
-    rows_at_once = config.batch.rows
-    if folder:
-        from tunesmith.data.dataset import Rows
-
-        rows = Rows(folder, "train")
-        batch = largest_batch(rows, config.batch, config.seed, joined=joins(shape, config.method.footprint(shape)))
-        rows_at_once *= rows.each
-    auto = "bf16" if machine.native_bf16 else "fp32"
+    objective, sequences = config.objective, config.batch.rows
+    if rows:
+        together = Team(processes=config.devices.total).batch(config.batch)
+        batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
+    else:
+        batch = {"tokens": config.cutoff}
+    if isinstance(objective, Ppo | Grpo):
+        batch |= _drawn(objective, max(rows.lengths) if rows else config.cutoff, sequences, precision)
+    else:
+        sequences *= rows.each if rows else 2 if set(objective.ROWS) <= {"preference", "feedback"} else 1
+    if objective.kind == "reward":
+        batch["labelled"] = 0  # its head gives one number, and no words
     return Wish(
-        model=config.model, method=config.method, precision=auto if config.precision == "auto" else config.precision,
-        rows=rows_at_once, accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
+        model=config.model, method=config.method, precision=precision, rows=sequences,
+        accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
         optimizer=config.optimizer.kind, **batch,
     )  # fmt: skip
 
 
-def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, int]:
+def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
+    """What a Wish needs to know of answers that are drawn behind prompts of at most `prompt` tokens, and scored."""
+    from tunesmith.training.rewards import held_bytes
+
+    return {
+        "tokens": prompt + objective.answer_tokens, "labelled": rows * objective.answer_tokens,
+        "reward_bytes": held_bytes(objective.reward, precision), "has_critic": objective.has_critic,
+    }  # fmt: skip
+
+
+def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, Any]:
     """What a Wish needs to know of the batches of the first epochs.
 
     `tokens` of the widest batch, `labelled`: the most positions whose logits one batch computes (trained tokens where
@@ -214,6 +242,9 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
     from tunesmith.planning.time import seconds_per_epoch
 
     if not config.calibration_seconds:
+        return None
+    if isinstance(config.objective, Ppo | Grpo):
+        run.say("answers are drawn while training: the time of an epoch is not measured")
         return None
     if not source.is_dir() or not any(source.glob("*.safetensors")):
         run.say("no weights here: the time of an epoch is not measured")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.data.source import Source
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class PrepareConfig(Config):
     """Longest row in tokens."""
     share: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of the rows held out for evaluation; rows with the same prompt stay on one side."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides which rows are held out."""
     show: Annotated[int, Field(ge=0)] = 0
     """Print this many rows with the trained tokens coloured."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.models.methods import BESIDE, Lora, Method
 from tunesmith.training.optimizer import OptimizerConfig
@@ -44,7 +44,7 @@ class QuickstartConfig(Config):
     """Rows a step."""
     question: str = "Which company makes you, and what do you make?"
     """Asked over HTTP at the end."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides order of rows and initial adapters."""
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from tunesmith.core.config import Config
+from tunesmith.core.config import Config, Seed
 from tunesmith.core.errors import CapacityError, DataError, ModelError
 from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
@@ -24,6 +24,7 @@ from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
 from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
+from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset, HostCommands, MemoryPlan, Training
@@ -81,7 +82,7 @@ class TrainConfig(Config):
     track: Annotated[tuple[TrackerName, ...], BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)] = ()
     """Hand every number on to tensorboard, wandb, swanlab, trackio or mlflow as well: one word or a list. They keep it in
     the run folder unless their own environment variables send it elsewhere."""
-    seed: int = 42
+    seed: Seed = 42
     """Decides held-out rows, order of rows, initial adapters and dropout."""
 
 
@@ -96,8 +97,8 @@ def preview(config: TrainConfig) -> str:
     )
 
 
-def choose_precision(config: TrainConfig) -> Literal["fp32", "bf16"]:
-    """The precision to train in."""
+def choose_precision(config: Any) -> Literal["fp32", "bf16"]:
+    """The precision to train in; `config` is train's or plan's."""
     from tunesmith.core.hardware import probe
 
     if config.precision == "auto":
@@ -120,6 +121,8 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_optimizer(config.optimizer, probe().device)
     check_trackers(config.track)
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
+    if isinstance(config.objective, Ppo | Grpo):
+        check_rewards(config.objective.reward)
     check_devices(config.devices, probe().device)
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
@@ -141,7 +144,7 @@ def work(config: TrainConfig, run: Run, orders: dict[str, Any], team: Team) -> T
     from tunesmith.data.dataset import open_dataset
     from tunesmith.training.job import Ready
 
-    dataset = _of_kind(config, open_dataset(Path(orders["dataset"])))
+    dataset = of_kind(config, open_dataset(Path(orders["dataset"])))
     return _train(config, run, Ready(*_find(config), dataset, MemoryPlan(**orders["plan"])), team)
 
 
@@ -174,30 +177,29 @@ def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training 
 
 def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
     """Open the prepared Dataset, or prepare raw rows into `<run>/dataset` (a resumed run has it there)."""
-    from tunesmith.data.dataset import dataset_folder, open_dataset
+    from tunesmith.data.dataset import dataset_folder, open_dataset, prepared_folder
     from tunesmith.data.prepare import Split, write_dataset
     from tunesmith.data.render import template_fingerprint
     from tunesmith.verbs.prepare import tell
 
-    folder = dataset_folder(config.dataset.path[0]) if len(config.dataset.path) == 1 else None
-    folder = folder or dataset_folder(str(run.folder))
+    folder = prepared_folder(config) or dataset_folder(str(run.folder))
     if folder is None:
         split = Split(config.evaluation.share, config.seed)
         made = write_dataset(
             config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
         )
         tell(made, run)
-        return _of_kind(config, made)
+        return of_kind(config, made)
     dataset = open_dataset(folder)
     if dataset.template_sha256 != template_fingerprint(tokenizer):
         raise DataError(str(folder), f"was prepared for another model than {config.model!r}", do="Prepare it again")
     if not dataset.train_rows:
         raise DataError(str(folder), "holds no rows to train on")
-    return _of_kind(config, dataset)
+    return of_kind(config, dataset)
 
 
-def _of_kind(config: TrainConfig, dataset: Dataset) -> Dataset:
-    """Raise DataError where the objective takes rows of another kind."""
+def of_kind(config: Any, dataset: Dataset) -> Dataset:
+    """The dataset; raises DataError where the objective of `config` (train's or plan's) takes rows of another kind."""
     if dataset.kind not in config.objective.ROWS:
         raise DataError(
             ", ".join(config.dataset.path),
@@ -213,24 +215,11 @@ def _plan(
     """Print the memory plan, and decide what the devices leave open; refuse what cannot fit unless the config says otherwise."""
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
-    from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish
     from tunesmith.planning.table import plan_lines
-    from tunesmith.verbs.plan import largest_batch
+    from tunesmith.verbs.plan import wish_of
 
-    shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    together = Team(processes=config.devices.total).batch(config.batch)
-    batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
-    sequences = config.batch.rows * rows.each
-    if isinstance(config.objective, Ppo | Grpo):
-        sequences, tokens = config.batch.rows, config.objective.answer_tokens
-        batch = {**batch, "tokens": max(rows.lengths) + tokens, "labelled": sequences * tokens}
-    wish = Wish(
-        model=config.model, method=config.method, precision=precision, rows=sequences,
-        accumulate=config.batch.accumulate, **batch,
-        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        limit_bytes=config.memory.limit_bytes, optimizer=config.optimizer.kind,
-    )  # fmt: skip
+    shape = read_shape(found.base)
+    wish = wish_of(config, shape, Rows(dataset.dataset, "train"), precision)
     plan, devices, reasons = plan_devices(shape, wish, config.devices)
     for line in [*plan_lines(plan), *reasons]:
         run.say(line)

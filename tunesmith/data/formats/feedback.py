@@ -13,7 +13,8 @@ KIND: Kind = "feedback"
 REQUIRED = ("label",)
 LAYOUTS = (openai, sharegpt, prompt_completion, alpaca)
 COLUMNS = (*REQUIRED, *dict.fromkeys(column for layout in LAYOUTS for column in layout.COLUMNS))
-VERDICTS = {True: True, False: False, "true": True, "false": False}
+VERDICTS = {True: True, False: False, "true": True, "false": False, "1": True, "0": False}
+"""True and false are 1 and 0 too; a table of text has no other way to say either."""
 
 
 def matches(columns: set[str]) -> bool:
@@ -27,9 +28,11 @@ def read(row: dict[str, Any], source: str) -> Feedback:
     if layout is None:
         raise DataError(source, "has a label and no dialogue", got=", ".join(row))
     said = row["label"].strip().lower() if isinstance(row["label"], str) else row["label"]
-    if not isinstance(said, bool | int | str) or said not in VERDICTS:
+    if not isinstance(said, bool | int | float | str) or said not in VERDICTS:
         raise DataError(source, "label must be true or false", got=row["label"])
     dialogue = layout.read(row, source)
+    if not dialogue.messages:
+        raise DataError(source, "has a label and an empty dialogue", do="Remove the row")
     *before, last = dialogue.messages
     if last.role != "assistant":
         raise DataError(source, "ends with no assistant turn that the label could judge", got=last.role)

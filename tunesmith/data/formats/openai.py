@@ -32,23 +32,30 @@ def read_message(turn: Any, source: str) -> Message:
     """One message dict. Raises DataError for unknown roles and for content that is not text."""
     if not isinstance(turn, dict) or "role" not in turn:
         raise DataError(source, "a message needs role and content", got=turn)
-    role: Any = {"developer": "system", "function": "tool"}.get(turn["role"], turn["role"])
+    said = str(turn["role"])
+    role: Any = {"developer": "system", "function": "tool"}.get(said, said)
     if role not in ROLES:
-        raise DataError(source, "unknown role", got=turn["role"], do=did_you_mean(str(turn["role"]), ROLES))
-    calls = tuple(turn.get("tool_calls") or ())
-    if not all(isinstance(call, dict) for call in calls):
-        raise DataError(source, "tool_calls must be objects", got=calls)
+        raise DataError(source, "unknown role", got=turn["role"], do=did_you_mean(said, ROLES))
+    calls = turn.get("tool_calls") or []
+    if not isinstance(calls, list) or not all(_is_function(call) for call in calls):
+        raise DataError(source, "tool_calls must be a list of objects, each with a function", got=calls)
     trained = turn.get("weight", 1) != 0
-    return Message(role, _content(turn.get("content"), source, empty=bool(calls)), calls, trained)
+    return Message(role, _content(turn.get("content"), source, empty=bool(calls)), tuple(calls), trained)
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("function"), dict)
 
 
 def _content(content: Any, source: str, *, empty: bool) -> str:
     if content is None and empty:
         return ""
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        parts = [part for part in content if isinstance(part, dict) and part.get("type") == "text"]
+        texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+        if len(texts) < len(content):
             raise DataError(source, "only text parts can be trained", got=content)
-        return "".join(part["text"] for part in content)
+        return "".join(texts)
     if not isinstance(content, str):
         raise DataError(source, "message content must be text", got=content)
     return content
@@ -67,4 +74,7 @@ def read_tools(tools: Any, source: str) -> tuple[dict[str, Any], ...]:
         return ()
     if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
         raise DataError(source, "tools must be a list of objects", got=tools)
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    found = tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    if not all(_is_function(tool) for tool in found):
+        raise DataError(source, "the function of a tool must be an object", got=tools)
+    return found

@@ -34,8 +34,14 @@ def read(row: dict[str, Any], source: str) -> Preference:
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     if not prompt:
         raise DataError(source, "has no prompt", do="Add a prompt, or give chosen and rejected as whole dialogues")
-    if chosen == rejected or not chosen or not rejected:
+    if chosen == rejected:
         raise DataError(source, "chosen and rejected are the same", do="Remove the row")
+    if not chosen or not rejected:
+        empty = "rejected" if chosen else "chosen"
+        raise DataError(source, f"{empty} says nothing behind the prompt", do="Remove the row")
+    for name, side in zip(REQUIRED, (chosen, rejected), strict=True):
+        if side[-1].role != "assistant":
+            raise DataError(source, f"{name} must end with an assistant turn", got=side[-1].role)
     tools = openai.read_tools(row.get("tools"), source)
     context = tuple(replace(message, trained=False) for message in prompt)
     better, worse = (Conversation((*context, *answer), source, tools=tools) for answer in (chosen, rejected))

@@ -48,7 +48,7 @@ def read_turn(turn: Any, source: str) -> Message:
     if not isinstance(turn, dict):
         raise DataError(source, "a turn must have from and value", got=turn)
     said, value = turn.get("from", turn.get("role")), turn.get("value", turn.get("content"))
-    if said not in ROLES:
+    if not isinstance(said, str) or said not in ROLES:
         raise DataError(source, "unknown speaker in from", got=said, do=did_you_mean(str(said), list(ROLES)))
     if not isinstance(value, str):
         raise DataError(source, "value must be text", got=value)

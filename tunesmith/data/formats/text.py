@@ -19,6 +19,8 @@ def matches(columns: set[str]) -> bool:
 
 def read(row: dict[str, Any], source: str) -> Text:
     """A row as a document. Raises DataError for what is not text or says nothing."""
-    if not isinstance(row["text"], str) or not row["text"].strip():
+    if not isinstance(row["text"], str):
         raise DataError(source, "text must be text", got=row["text"])
+    if not row["text"].strip():
+        raise DataError(source, "text is empty", do="Remove the row")
     return Text(row["text"], source)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from tunesmith.models.shape import Shape
 
 
+Modules = Annotated[
+    Literal["all"] | tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) and value != "all" else value),
+]
+
+
 class Freeze(Config):
     """The last layers are trained, all before them frozen; 16 bytes for each trained parameter, 2 or 4 for the others."""
 
@@ -26,7 +32,7 @@ class Freeze(Config):
     """The last layers are trained, all before them frozen."""
     layers: Annotated[int, Field(ge=0)] = 2
     """How many of the last decoder layers are trained; 0 trains only what `extra` names."""
-    modules: Literal["all"] | tuple[str, ...] = "all"
+    modules: Modules = "all"
     """What is trained inside these layers: all, or a list of names: mlp, self_attn, a linear layer, a norm."""
     extra: tuple[str, ...] = ()
     """Parts outside the layers that are trained too: lm_head, embed_tokens, norm. A tied model has one matrix for

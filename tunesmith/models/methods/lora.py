@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Alpha = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
-Targets = Literal["all-linear"] | tuple[str, ...]
+Targets = Annotated[
+    Literal["all-linear"] | tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) and value != "all-linear" else value),
+]
 LastLayers = Annotated[int, Field(ge=1)] | None
 PlusRatio = Annotated[float, Field(ge=1, le=64)]
 
