@@ -56,13 +56,18 @@ class Rollout:
         return [batches] * self.objective.epochs, {**_seen(answers, scores), **seen}
 
     def score(self, model: Any) -> dict[str, float]:
-        """Mean reward and divergence on the first held-out prompts; every evaluation draws by the same seeds."""
+        """Mean reward, and divergence in nats an answer where it has a price, on the first held-out prompts.
+
+        Every evaluation draws by the same seeds.
+        """
         numbers = range(min(len(self.prompts["held_out"][0]), HELD_OUT))
         answers = self._draw(model, "held_out", numbers, "held out")
         scores = self._scores(answers)
         batches = self._batches(model, answers, scores)
-        nats = sum(float((batch["old"] - batch["reference"]).sum()) for batch in batches)
-        seen = {**_seen(answers, scores), "kl": nats / len(answers)}
+        seen = _seen(answers, scores)
+        if self.objective.kl:
+            nats = sum(float((batch["old"] - batch["reference"]).sum()) for batch in batches)
+            seen["kl"] = nats / len(answers)
         return {f"held_out_{name}": value for name, value in seen.items()}
 
     def _scores(self, answers: list[Drawn]) -> list[float]:
@@ -103,7 +108,7 @@ class Rollout:
             batch["score"] = torch.tensor([scores[place] for place in places], device=device)
             with torch.no_grad(), _resting(model), self._autocast(model):
                 if self.objective.has_critic:
-                    losses, batch["values"] = model.losses_and_values(batch)
+                    losses, batch["values"] = model(batch)
                 else:
                     losses = label_losses(model, batch)
                 batch["old"] = -losses
