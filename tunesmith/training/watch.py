@@ -14,7 +14,7 @@ from tunesmith.core.errors import DiseaseFound
 from tunesmith.core.run import Run
 from tunesmith.training.diagnosis import DiagnosisConfig, diagnose
 from tunesmith.training.distributed import ALONE, Team
-from tunesmith.training.record import FACTS, FINDING, PROBE, Finding, Record
+from tunesmith.training.record import FACTS, FINDING, PROBE, Record
 
 if TYPE_CHECKING:
     from tunesmith.core.artifacts import Dataset
@@ -74,8 +74,13 @@ class Watcher:
         events = list(run.events())
         self._examined = {event["step"] for event in events if event["event"] == PROBE}
         self._found = {event["name"] for event in events if event["event"] == FINDING}
-        self._is_broken = self.is_over = False
-        self._stop_for: Finding | None = None
+        self._is_broken = False
+        self._stop_for = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a finding ends the run; all processes say the same."""
+        return bool(self._stop_for)
 
     @property
     def is_alone(self) -> bool:
@@ -115,29 +120,29 @@ class Watcher:
         elif math.isfinite(loss) or self._is_broken:
             return
         self._is_broken = self._is_broken or not math.isfinite(loss)
-        if self._team.is_first:
-            self._diagnose()
-        self.is_over = self._team.total({"over": float(self._stop_for is not None)})["over"] > 0
+        self._stop_for, *_ = self._team.collect(self._diagnose() if self._team.is_first else "")
 
-    def _diagnose(self) -> None:
+    def _diagnose(self) -> str:
+        """Say what is new. Returns the first finding to stop for, in words; all processes end with them."""
+        news: list[str] = []
         for finding in diagnose(Record.read(self._run.events()), self._watch.config.ignore).findings:
             if finding.name not in self._found:
                 self._found.add(finding.name)
                 self._run.event(FINDING, **finding.as_dict())
                 self._run.warn(str(finding))
-                if self._watch.config.on_disease == "stop":
-                    self._stop_for = self._stop_for or finding
+                news.append(str(finding).rstrip("."))
+        return news[0] if news and self._watch.config.on_disease == "stop" else ""
 
     def end(self) -> None:
-        """Let the run end with the finding it was stopped for, once its result is written."""
-        if self._stop_for:
+        """Let the run end with the finding it was stopped for, once the first process has written its result."""
+        if self.is_over and self._team.is_first:
             self._run.unproven = self._error()
 
     def _error(self) -> DiseaseFound:
-        said = str(self._stop_for).rstrip(".") if self._stop_for else "ended by a finding of the first process"
         return DiseaseFound(
-            str(self._run.folder), said, do="--diagnosis.ignore leaves a disease out, --resume goes on all the same"
-        )
+            str(self._run.folder), self._stop_for,
+            do="--diagnosis.ignore leaves a disease out, --resume goes on all the same",
+        )  # fmt: skip
 
 
 class Pulse:
