@@ -90,7 +90,7 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": template},
-        watch=watch_over(config, splits, ready.dataset, tokenizer, ready.plan.precision),
+        watch=watch_over(config, ready, splits),
     )  # fmt: skip
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.data.batch import pad_sequences
 from tunesmith.data.dataset import Rows, TokenRow
 from tunesmith.models.pissa import START
+from tunesmith.training.held_out import resting
 from tunesmith.training.rewards import Drawn, Source
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Rollout:
         """An answer for each number, drawn side by side."""
         rows, texts = self.prompts[split]
         asked = [question(rows[number]) for number in numbers]
-        with _resting(model), self._autocast(model):
+        with resting(model), self._autocast(model):
             said = draw(
                 _policy(model),
                 asked,
@@ -106,7 +107,7 @@ class Rollout:
             batch = {name: value.to(device) for name, value in made.items()}
             batch["place"] = torch.tensor(places, device=device)
             batch["score"] = torch.tensor([scores[place] for place in places], device=device)
-            with torch.no_grad(), _resting(model), self._autocast(model):
+            with torch.no_grad(), resting(model), self._autocast(model):
                 if self.objective.has_critic:
                     losses, batch["values"] = model(batch)
                 else:
@@ -181,17 +182,6 @@ def _as_row(prompt: list[int], answer: list[int]) -> TokenRow:
 
 def _policy(model: Any) -> Any:
     return getattr(model, "policy", model)
-
-
-@contextmanager
-def _resting(model: Any) -> Iterator[None]:
-    """The model in evaluation mode for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _seed(name: str) -> int:

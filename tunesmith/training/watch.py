@@ -17,8 +17,8 @@ from tunesmith.training.distributed import ALONE, Team
 from tunesmith.training.record import FACTS, FINDING, PROBE, Record
 
 if TYPE_CHECKING:
-    from tunesmith.core.artifacts import Dataset
     from tunesmith.data.dataset import Rows
+    from tunesmith.training.job import Ready
 
 TRAINED_ROWS = 16
 """Training rows that are scored at each evaluation: the loss of the same rows has no noise of the draw, so that a small rise
@@ -41,13 +41,15 @@ class Watch:
     """Whether a process holds parts of weights only, whose updates are not measured."""
 
 
-def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokenizer: Any, precision: str) -> Watch:
+def watch_over(config: Any, ready: Ready, splits: Mapping[str, Rows]) -> Watch:
     """What is known before the first step of a TrainConfig, and what its model is asked.
 
     A reward model has nothing to say, and weights that are spread over processes answer nobody alone.
     """
+    from tunesmith.training.context import context_of
     from tunesmith.training.probes import Probes
 
+    dataset, tokenizer = ready.dataset, ready.tokenizer
     facts = {
         "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
         "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
@@ -59,8 +61,9 @@ def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokeni
         silent = {"silent": "the weights are spread over processes"} if is_spread else {}
         return Watch(config.diagnosis, facts | silent, is_spread=is_spread)
     rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
-    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": precision == "bf16"}
-    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
+    how = {"rows_at_once": config.batch.rows * rows.each, "bf16": ready.plan.precision == "bf16"}
+    room = context_of(ready.found.base) - getattr(config.method, "tokens", 0)
+    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, room=room, **how))
 
 
 class Watcher:
