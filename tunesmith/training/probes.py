@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tunesmith.training.diagnosis import DiagnosisConfig
 
 GENERAL = Path(__file__).with_name("general.jsonl")
-END_ROWS = 16
-"""Rows on which the loss of the end token is measured: its mean is then known to a tenth of a nat or so."""
+END_ROWS, END_CANDIDATES = 8, 32
+"""Rows on which the loss of the end token is measured, the shortest of so many: the token is the same in every row, its mean
+is then known to a fifth of a nat or so, and what counts as high is a whole one. A row is read whole for one token."""
 SPARE_TOKENS = 8
 """Added to the length of sample answers, so that those of one word can still repeat themselves."""
 LONGEST_PROMPT = 512
@@ -86,13 +87,15 @@ class Probes:
         from tunesmith.data.batch import pad_sequences
         from tunesmith.models.head import label_losses
 
-        means: list[float] = []
+        means = [math.nan] * len(rows)
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))  # of like length together: no padding
         for start in range(0, len(rows), self.rows_at_once):
-            part = rows[start : start + self.rows_at_once]
-            batch = pad_sequences(part, self.tokenizer.pad_token_id or 0)
+            places = order[start : start + self.rows_at_once]
+            batch = pad_sequences([rows[place] for place in places], self.tokenizer.pad_token_id or 0)
             counts = (batch["labels"] != IGNORED).sum(1)
             sums = label_losses(model, {name: value.to(model.device) for name, value in batch.items()}).sum(1)
-            means += (sums.cpu() / counts).tolist()
+            for place, mean in zip(places, (sums.cpu() / counts).tolist(), strict=True):
+                means[place] = mean
         return means
 
     def _samples(self, model: Any) -> list[dict[str, Any]]:
@@ -179,19 +182,19 @@ def general_rows(tokenizer: Any, count: int, longest: int) -> tuple[TokenRow, ..
 
 
 def end_rows(rows: Rows, tokenizer: Any) -> tuple[TokenRow, ...]:
-    """Some rows with nothing trained but the special token that ends the last answer; rows without one are left out."""
+    """END_ROWS short rows with nothing trained but the special token that ends the last answer; others are left out."""
     from tunesmith.data.dataset import TokenRow, spread
 
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     chosen = []
-    for number in spread(len(rows), END_ROWS):
+    for number in spread(len(rows), END_CANDIDATES):
         row = rows[number]
         last = int(row.trained.nonzero()[0].max()) if row.trained.any() else 0
         if last and int(row.ids[last]) in special:
             only = row.trained & False
             only[last] = True
             chosen.append(TokenRow(row.ids, only))
-    return tuple(chosen)
+    return tuple(sorted(chosen, key=lambda row: len(row.ids))[:END_ROWS])
 
 
 def sample_questions(rows: Rows, count: int, prompt_tokens: int, answer_tokens: int) -> tuple[Question, ...]:
