@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tunesmith.core.errors import ModelError
-from tunesmith.models.load import find, load_model, load_tokenizer, safe_config
+from tunesmith.models.load import as_base, find, load_model, load_tokenizer, safe_config
 from tunesmith.models.stored import weights_fingerprint
 
 
@@ -109,6 +109,13 @@ def test_a_tokenizer_that_is_cut_off_is_refused(copy):
     path.write_text(path.read_text(encoding="utf-8")[:100], encoding="utf-8")
     with pytest.raises(ModelError, match="has a tokenizer that cannot be read: Expecting value"):
         load_tokenizer(find(str(copy)))
+
+
+def test_nothing_is_trained_on_top_of_a_reward_model(tiny_model, tmp_path):
+    note = {"base_model_name_or_path": str(tiny_model), "task_type": "SEQ_CLS"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(note), encoding="utf-8")
+    with pytest.raises(ModelError, match="is a reward model, so nothing is trained on top of it. Train on its base"):
+        as_base(find(str(tmp_path)))
 
 
 def test_an_adapter_whose_base_is_gone_names_both(tmp_path):

@@ -116,8 +116,15 @@ def _with_base(adapter: Path) -> Found:
 
 
 def as_base(found: Found) -> Found:
-    """The model as one to train on: its adapter becomes a part of the base."""
-    return replace(found, adapter=None, under=(*found.under, found.adapter)) if found.adapter else found
+    """The model as one to train on: its adapter becomes a part of the base.
+
+    Raises ModelError for that of a reward model, whose weights speak only through its head.
+    """
+    if not found.adapter:
+        return found
+    if gives_scores(found):
+        raise ModelError(found.name, "is a reward model, so nothing is trained on top of it", do="Train on its base")
+    return replace(found, adapter=None, under=(*found.under, found.adapter))
 
 
 def identity(base: Found) -> str:

@@ -8,6 +8,8 @@ from tunesmith.core import files
 from tunesmith.core.hub import cache_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from tunesmith.core.run import Run
@@ -26,18 +28,25 @@ def add_reference(model: Any, splits: dict[str, Rows], key: dict[str, str], run:
         if not len(rows):
             continue
         path = cache_folder() / "references" / f"{files.fingerprint({**key, 'split': split})}.npy"
-        rows.extras[NAME] = _recall(path) if path.is_file() else _compute(model, rows, split, key, run)
-        if not path.is_file():
-            _keep(path, rows.extras[NAME], run)
+        known = _recall(path, (len(rows), rows.each))
+        if known is None:
+            known = _compute(model, rows, split, key, run)
+            _keep(path, known, run)
+        rows.extras[NAME] = known
 
 
-def _recall(path: Any) -> np.ndarray:
+def _recall(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """What is kept, or None where nothing is, or what a power cut has left of it."""
     import numpy as np
 
-    return np.load(path)
+    try:
+        found = np.load(path)
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
+    return found if found.shape == shape else None
 
 
-def _keep(path: Any, values: np.ndarray, run: Run) -> None:
+def _keep(path: Path, values: np.ndarray, run: Run) -> None:
     """A cache that cannot be written costs the next run its time, and this one nothing."""
     import io
     import os
