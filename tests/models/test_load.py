@@ -84,7 +84,10 @@ def test_a_fingerprint_sees_every_layer(tmp_path):
     ("changes", "said"),
     [
         ({"num_hidden_layers": 3}, r"lacks weights that its config asks for, first: model\.layers\.2\."),
-        ({"intermediate_size": 128}, r"has weights of another shape than its config asks for, first: model\.layers\.0\.mlp"),
+        (
+            {"intermediate_size": 128},
+            r"has weights of another shape than its config asks for, first: model\.layers\.0\.mlp",
+        ),
     ],
 )
 def test_weights_that_are_not_those_of_the_config_are_refused(copy, changes, said):

@@ -83,7 +83,9 @@ def test_training_stops_early_when_the_held_out_loss_no_longer_falls(train, tmp_
 
 
 def test_patience_without_held_out_rows_is_refused(train, tmp_path):
-    with pytest.raises(UsageError, match="evaluation.patience: no rows are held out, so nothing says when to stop. Got 2"):
+    with pytest.raises(
+        UsageError, match="evaluation.patience: no rows are held out, so nothing says when to stop. Got 2"
+    ):
         train(tmp_path / "run", evaluation__share=0, evaluation__patience=2)
 
 
@@ -112,7 +114,9 @@ def test_rows_beyond_the_context_are_told(train, tmp_path, wishes, longest):
         wishes = {"objective": {**GRPO, "reward": f"{tmp_path}/reward.py:one"}}
     row = {"instruction": "x" * 14, "output": "y" * 12}
     rows_file = tmp_path / "rows.jsonl"
-    rows_file.write_text("\n".join([json.dumps(row)] + [json.dumps({**row, "instruction": "x" * n}) for n in range(1, 8)]))
+    rows_file.write_text(
+        "\n".join([json.dumps(row)] + [json.dumps({**row, "instruction": "x" * n}) for n in range(1, 8)])
+    )
     wishes |= {"dataset__path": [str(rows_file)], "optimizer__steps": 1, "evaluation__share": 0}
     train(tmp_path / "run", model=str(rotary), **wishes)
     said = [event["text"] for event in events(tmp_path / "run", "warning") if "the model reads 80" in event["text"]]

@@ -235,8 +235,16 @@ def test_from_sft_over_a_reward_model_to_ppo(train, tmp_path):
         ({"kind": "grpo", "reward": "HERE:word"}, DataError, "must return a number. Got 'good'|Got good"),
         ({"kind": "grpo", "reward": "HERE:lost"}, DataError, "must return a number that is finite. Got nan"),
         ({"kind": "grpo", "reward": "HERE"}, UsageError, "names no function.*rewards.py:NAME"),
-        ({"kind": "grpo", "reward": "FOLDER/torn.py:score"}, UsageError, "torn.py: cannot be read: line 1: invalid syntax"),
-        ({"kind": "grpo", "reward": "FOLDER/lacks.py:score"}, UsageError, "lacks.py: raised ModuleNotFoundError.*nowhere"),
+        (
+            {"kind": "grpo", "reward": "FOLDER/torn.py:score"},
+            UsageError,
+            "torn.py: cannot be read: line 1: invalid syntax",
+        ),
+        (
+            {"kind": "grpo", "reward": "FOLDER/lacks.py:score"},
+            UsageError,
+            "lacks.py: raised ModuleNotFoundError.*nowhere",
+        ),
         ({"kind": "grpo", "reward": "MODEL"}, ModelError, "is no reward model"),
         ({"kind": "ppo", "reward": "HERE:score", "kl": 0, "kl_target": 6}, UsageError, "kl_target: .*kl is 0"),
         ({"kind": "grpo", "reward": "HERE:score", "answers": 1}, UsageError, "objective.answers"),

@@ -46,8 +46,8 @@ def adapter(tiny_model, tmp_path):
     import torch
 
     from tunesmith.models.load import find, load_model
-    from tunesmith.models.stored import weights_fingerprint
     from tunesmith.models.methods import Lora
+    from tunesmith.models.stored import weights_fingerprint
 
     torch.manual_seed(1)
     method = Lora(rank=2)

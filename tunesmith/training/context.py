@@ -29,7 +29,11 @@ def check_context(config: Any, shape: Shape, base: Path, rows: Rows, run: Run) -
     if longest <= context:
         return
     what = f"{longest} tokens with virtual ones and answers, and the model reads {context}"
-    do = "Lower --objective.answer_tokens, or --cutoff and prepare again" if drawn else "Lower --cutoff and prepare again"
+    do = (
+        "Lower --objective.answer_tokens, or --cutoff and prepare again"
+        if drawn
+        else "Lower --cutoff and prepare again"
+    )
     if shape.positions:
         raise DataError("dataset", f"the longest row has {what}", do=do)
     run.warn(f"the longest row has {what}: past that it was never trained. {do}")

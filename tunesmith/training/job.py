@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith.models.load import identity
+from tunesmith.training.distributed import own_device
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
 from tunesmith.training.watch import watch_over
@@ -53,7 +54,10 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     }  # fmt: skip
     entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
-        add_reference(model, splits, key, run)
+        # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
+        is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+        place = "cpu" if is_spread else torch.device(own_device()).type
+        add_reference(model, splits, {**key, "device": place}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     assert entry <= frozen_layers(model), "a layer whose states are read from disk is trained"

@@ -22,7 +22,7 @@ NAME = "reference"
 def add_reference(model: Any, splits: dict[str, Rows], key: dict[str, str], run: Run) -> None:
     """Give every split its reference log-probabilities, (rows, sequences) fp32, from the cache or from `model`.
 
-    `key` names the weights, the data and the precision they belong to.
+    `key` names the weights, the data, the precision and the device they belong to, by which they are kept.
     """
     for split, rows in splits.items():
         if not len(rows):
@@ -73,8 +73,10 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
     found = np.zeros((len(rows), rows.each), dtype=np.float32)
-    device = next(model.parameters()).device
+    home, device = model.device, torch.device(key["device"])
     model.eval()
+    if home.type != device.type:
+        model.to(device)  # and back: what the method draws next is drawn where it always is
     with (
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=key["precision"] == "bf16"),
@@ -86,4 +88,6 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
             said = -label_losses(model, batch).sum(dim=1)  # (sequences B,)
             found[numbers] = said.view(rows.each, -1).T.float().cpu().numpy()
             bar.advance(len(numbers))
+    if home.type != device.type:
+        model.to(home)
     return found
