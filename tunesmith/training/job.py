@@ -60,7 +60,7 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
         add_reference(model, splits, {**key, "device": place}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
-    assert entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
+    assert not entry or entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
     if plan.checkpointing:
         recompute_activations(model)
     if isinstance(config.objective, Ppo):
