@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunesmith.training.diagnosis import diagnose
-from tunesmith.training.diseases import DISEASES
+from tunesmith.training.diseases import DISEASES, exploding_gradients
 from tunesmith.training.record import Record
 
 FACTS = {
@@ -113,6 +113,26 @@ HEALTHY: list[dict[str, Any]] = [
 @pytest.mark.parametrize("changes", HEALTHY)
 def test_the_edge_is_healthy(changes):
     assert names(record(**changes)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "since"),
+    [
+        (1.0, exploding_gradients.GROWTH - 0.01, None),
+        (1.0, exploding_gradients.GROWTH, 30),
+        (0.1, exploding_gradients.LENGTH - 0.01, None),  # a hundredfold, and still no length to clip
+        (0.1, exploding_gradients.LENGTH, 30),
+    ],
+)
+def test_gradients_explode_at_their_threshold_and_not_below(first, later, since):
+    made = record(gradient_norm=lambda step: first if step < 30 else later)
+    assert [(it.name, it.step) for it in diagnose(made).findings] == [("exploding_gradients", since)] * bool(since)
+
+
+def test_gradients_that_are_long_in_fewer_steps_than_the_window_do_not_explode():
+    """The median of five steps is told from three of them on."""
+    for steps, found in ((2, []), (3, ["exploding_gradients"])):
+        assert names(record(gradient_norm=lambda step, last=20 + steps: 100.0 if 20 < step <= last else 1.0)) == found
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 
 from tunesmith import verbs
 from tunesmith.core.config import load
-from tunesmith.core.errors import Paused, ServiceError
+from tunesmith.core.errors import DiseaseFound, Paused, ServiceError
 
 TOGETHER = Path(__file__).with_name("together.py")
 KINDS = {
@@ -233,6 +233,19 @@ def test_a_process_that_dies_ends_the_run_in_one_line(tmp_path, tiny_model, rows
     for pid in workers:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_every_process_ends_with_the_words_of_the_finding(tmp_path, tiny_model, rows_file):
+    """Whichever process is the first to go, the line says what was found."""
+    devices = {"kind": "ddp", "processes": 2}
+    document = {**BASE, "model": str(tiny_model), "dataset": {"path": [str(rows_file)]}, "devices": devices}
+    document |= {"optimizer": {"epochs": 60}, "diagnosis": {"on_disease": "stop", "samples": 0, "general": 0}}
+    with pytest.raises(DiseaseFound, match="too_few_rows since step 0"):
+        prepare(tmp_path / "run", document)
+    said = [json.loads(path.read_text())["line"] for path in (tmp_path / "run" / "processes").glob("error-*.json")]
+    assert said
+    assert all("too_few_rows since step 0" in line for line in said)
 
 
 @pytest.mark.slow

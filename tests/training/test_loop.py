@@ -9,6 +9,7 @@ import pytest
 
 from tests.runs import events, goes_on_after, losses
 from tunesmith.core import files
+from tunesmith.core.errors import DataError, UsageError
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
 
@@ -79,6 +80,52 @@ def test_training_stops_early_when_the_held_out_loss_no_longer_falls(train, tmp_
     assert made.stopped_early
     assert made.steps < 360
     assert len(after_best) == 3
+
+
+def test_patience_without_held_out_rows_is_refused(train, tmp_path):
+    with pytest.raises(
+        UsageError, match="evaluation.patience: no rows are held out, so nothing says when to stop. Got 2"
+    ):
+        train(tmp_path / "run", evaluation__share=0, evaluation__patience=2)
+
+
+GRPO = {"kind": "grpo", "answers": 2, "answer_tokens": 60}
+
+
+@pytest.mark.parametrize(
+    ("wishes", "longest"), [({}, 0), ({"method": {"kind": "prompt", "tokens": 40}}, 87), ({"objective": GRPO}, 93)]
+)
+def test_rows_beyond_the_context_are_told(train, tmp_path, wishes, longest):
+    """The longest row has 47 tokens, 33 of them the prompt, for a model that reads 80: with virtual tokens and answers they are too long."""
+    from tiny import byte_tokenizer, write_tiny_model
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    rotary = write_tiny_model(tmp_path / "rotary")
+    config = json.loads((rotary / "config.json").read_text(encoding="utf-8"))
+    (rotary / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 80}), encoding="utf-8")
+    learned, tokenizer = tmp_path / "learned", byte_tokenizer()
+    ends = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.eos_token_id}
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(tokenizer), n_positions=80, n_embd=16, n_layer=1, n_head=2, **ends)
+    ).save_pretrained(learned)
+    tokenizer.save_pretrained(learned)
+    (tmp_path / "reward.py").write_text("def one(prompt, answer, row):\n    return len(answer)\n", encoding="utf-8")
+    if "objective" in wishes:
+        wishes = {"objective": {**GRPO, "reward": f"{tmp_path}/reward.py:one"}}
+    row = {"instruction": "x" * 14, "output": "y" * 12}
+    rows_file = tmp_path / "rows.jsonl"
+    rows_file.write_text(
+        "\n".join([json.dumps(row)] + [json.dumps({**row, "instruction": "x" * n}) for n in range(1, 8)])
+    )
+    wishes |= {"dataset__path": [str(rows_file)], "optimizer__steps": 1, "evaluation__share": 0}
+    train(tmp_path / "run", model=str(rotary), **wishes)
+    said = [event["text"] for event in events(tmp_path / "run", "warning") if "the model reads 80" in event["text"]]
+    assert [f"the longest row has {longest} tokens" in text for text in said] == [True] * bool(longest)
+    if longest:
+        with pytest.raises(DataError, match=f"dataset: the longest row has {longest} tokens.*the model reads 80"):
+            train(tmp_path / "other", model=str(learned), **wishes)
+    else:
+        train(tmp_path / "other", model=str(learned), **wishes)
 
 
 def test_a_failing_save_leaves_the_checkpoint_before_whole(train, tmp_path, monkeypatch):

@@ -155,6 +155,20 @@ def test_the_reference_is_computed_once(train, tmp_path, monkeypatch):
     assert len(list(folder.iterdir())) == 4
 
 
+@pytest.mark.parametrize("left", [0, 20, 130])
+def test_a_reference_that_was_torn_is_computed_again(train, tmp_path, monkeypatch, left):
+    monkeypatch.setenv("TUNESMITH_CACHE", str(tmp_path / "cache"))
+    data = tmp_path / "rows.jsonl"
+    data.write_text("\n".join(map(json.dumps, PAIRS)))
+    wishes = {"dataset__path": [str(data)], "objective": {"kind": "dpo"}, "optimizer__steps": 1}
+    before = train(tmp_path / "a", **wishes)
+    whole = {path: path.read_bytes() for path in (tmp_path / "cache" / "references").iterdir()}
+    for path, content in whole.items():
+        path.write_bytes(content[:left])
+    assert train(tmp_path / "b", **wishes).held_out_loss == before.held_out_loss
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
 def test_one_training_builds_on_another(train, tmp_path, tiny_model):
     """sft, dpo over it, reward over sft: each loads in a fresh state with what was below it."""
     import tunesmith

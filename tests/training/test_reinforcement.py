@@ -77,7 +77,7 @@ class Critic:
     def __init__(self, said, values):
         self.said, self.values, self.training = said, values, True
 
-    def losses_and_values(self, batch):
+    def __call__(self, batch):
         return -self.said, self.values
 
 
@@ -274,7 +274,20 @@ def planned(out, model, **wishes):
         ({"kind": "grpo", "reward": "HERE:other"}, UsageError, "has no function 'other'"),
         ({"kind": "grpo", "reward": "HERE:broken"}, DataError, "broken: raised ZeroDivisionError"),
         ({"kind": "grpo", "reward": "HERE:word"}, DataError, "must return a number. Got 'good'|Got good"),
+        ({"kind": "grpo", "reward": "HERE:lost"}, DataError, "must return a number that is finite. Got nan"),
+        ({"kind": "grpo", "reward": "HERE"}, UsageError, "names no function.*rewards.py:NAME"),
+        (
+            {"kind": "grpo", "reward": "FOLDER/torn.py:score"},
+            UsageError,
+            "torn.py: cannot be read: line 1: invalid syntax",
+        ),
+        (
+            {"kind": "grpo", "reward": "FOLDER/lacks.py:score"},
+            UsageError,
+            "lacks.py: raised ModuleNotFoundError.*nowhere",
+        ),
         ({"kind": "grpo", "reward": "MODEL"}, ModelError, "is no reward model"),
+        ({"kind": "ppo", "reward": "HERE:score", "kl": 0, "kl_target": 6}, UsageError, "kl_target: .*kl is 0"),
         ({"kind": "grpo", "reward": "HERE:score", "answers": 1}, UsageError, "objective.answers"),
     ],
 )
@@ -282,12 +295,80 @@ def test_rewards_that_cannot_be_had(train, tmp_path, tiny_model, wish, error, sa
     path = tmp_path / "rewards.py"
     path.write_text(
         "def broken(prompt, answer, row):\n    return 1 / 0\n\ndef word(prompt, answer, row):\n    return 'good'\n"
-        "\ndef score(prompt, answer, row):\n    return 1\n"
+        "\ndef score(prompt, answer, row):\n    return 1\n\ndef lost(prompt, answer, row):\n    return float('nan')\n"
     )
-    if "reward" in wish:
-        wish = {**wish, "reward": wish["reward"].replace("HERE", str(path)).replace("MODEL", str(tiny_model))}
+    (tmp_path / "torn.py").write_text("def score(:\n")
+    (tmp_path / "lacks.py").write_text("import nowhere\n")
+    for word, meant in {"HERE": path, "MODEL": tiny_model, "FOLDER": tmp_path}.items():
+        wish = {name: it.replace(word, str(meant)) if isinstance(it, str) else it for name, it in wish.items()}
     with pytest.raises(error, match=said):
         train(tmp_path / "run", objective=wish, optimizer__steps=1)
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_in_bf16_an_update_starts_from_the_policy_that_drew(train, tmp_path, letters, kind):
+    """Before its first move the policy says what it said when the answers were drawn: every ratio is one, and the loss is
+    the negative mean of advantages whose mean is zero."""
+    more = {"answers": 4, "scaled": False, "variant": "grpo"} if kind == "grpo" else {"epochs": 1, "value_weight": 0}
+    objective = {"kind": kind, "reward": letters, "answer_tokens": 8, "kl": 0, **more}
+    wishes = {"objective": objective, "optimizer__steps": 1, "precision": "bf16", "evaluation__share": 0}
+    train(tmp_path / "run", method={"kind": "full"}, **wishes)
+    first = loss_series(Run("train", tmp_path / "run"))[1]
+    assert first["clipped"] == 0
+    assert abs(first["loss"]) < 1e-6
+
+
+@pytest.mark.parametrize("kind", ["ppo", "grpo"])
+def test_a_divergence_that_nobody_measured_is_no_zero(train, tmp_path, letters, kind):
+    objective = {"kind": kind, "reward": letters, "answer_tokens": 4, "kl": 0}
+    train(tmp_path / "run", objective=objective, optimizer__steps=1)
+    events = [event for event in Run("train", tmp_path / "run").events() if event["event"] in {"step", "evaluation"}]
+    assert events
+    assert not [name for event in events for name in event if "kl" in name]
+
+
+def test_grpo_without_a_finite_policy_ends_in_one_line(train, tmp_path, letters):
+    objective = {"kind": "grpo", "reward": letters, "answer_tokens": 4, "answers": 2}
+    with pytest.raises(ModelError, match="its logits are no numbers"):
+        train(tmp_path / "run", objective=objective, optimizer__steps=4, optimizer__learning_rate=1e30,
+              optimizer__warmup=0, evaluation__share=0, method={"kind": "full"})  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [{"kind": "prompt", "tokens": 4}, {"kind": "p_tuning", "tokens": 4, "hidden": 8}])
+def test_grpo_trains_virtual_tokens(train, tmp_path, letters, method):
+    """Drawn with the virtual tokens, compared with the model without them, and resumed to the same numbers."""
+    objective = {"kind": "grpo", "reward": letters, "answer_tokens": 8, "answers": 4, "kl": 0.05, "epochs": 2}
+    wishes = {
+        "objective": objective, "method": method, "optimizer__steps": 4, "optimizer__learning_rate": 0.05,
+        "save__every_steps": 2, "save__keep": 9, "evaluation__every_steps": 4,
+    }  # fmt: skip
+    made = train(tmp_path / "run", **wishes)
+    series = loss_series(Run("train", tmp_path / "run"))
+    assert all(step["update"] > 0 and step["gradient_norm"] > 0 for step in series.values())
+    evaluations = [event for event in Run("train", tmp_path / "run").events() if event["event"] == "evaluation"]
+    assert evaluations[-1]["held_out_kl"] != evaluations[0]["held_out_kl"] != 0  # virtual tokens of drawn words diverge
+    (tmp_path / "run" / "checkpoints" / "checkpoint-000004").rename(tmp_path / "last")
+    again = train(tmp_path / "run", resume=True, **wishes)
+    resumed = loss_series(Run("train", tmp_path / "run"))
+    assert [(it["loss"], it["reward"]) for it in resumed.values()] == [
+        (it["loss"], it["reward"]) for it in series.values()
+    ]
+    assert again.held_out_reward == made.held_out_reward
+
+
+def test_clipped_is_a_share_of_the_tokens_whatever_the_mean_is_over():
+    """Two of four tokens are clipped: exp(0.4) under a gain and exp(-0.4) under a loss."""
+    batch = {"labels": LABELS, "old": OLD, "advantages": torch.tensor([[1.0], [-1.0]])}
+
+    class Policy(torch.nn.Module):
+        pass
+
+    for variant in ("dapo", "grpo", "dr_grpo"):
+        wish = Grpo(reward="x", variant=variant, answer_tokens=64)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("tunesmith.models.head.label_losses", lambda model, batch: -SAID)
+            seen = wish.loss(Policy(), batch)[1]
+        assert seen["clipped"] / wish.count(batch) == pytest.approx(0.5), variant
 
 
 def test_full_tuning_has_no_reference_left(train, tmp_path, letters):

@@ -40,6 +40,19 @@ def test_what_is_written_down(train, tmp_path, tiny_model):
     assert found[2]["train_loss"] < found[0]["train_loss"]
 
 
+def test_the_losses_of_rows_stand_in_the_order_of_the_rows(tiny_model):
+    """However they are put together to be scored."""
+    from tunesmith.models.load import find, load_model, load_tokenizer
+
+    found = find(str(tiny_model))
+    tokenizer, model = load_tokenizer(found), load_model(found)
+    rows = probes.general_rows(tokenizer, 6, 512)
+    alone = [probes.Probes(tokenizer, general=(row,))(model)["general"][0] for row in rows]
+    together = probes.Probes(tokenizer, general=rows, rows_at_once=4)(model)["general"]
+    assert together == pytest.approx(alone, abs=2e-4)
+    assert len(set(alone)) > 3
+
+
 def test_stop_saves_and_ends_with_the_finding_and_resume_goes_on(train, tmp_path):
     wishes = {
         "optimizer__learning_rate": 30.0,

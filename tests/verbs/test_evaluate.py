@@ -45,8 +45,9 @@ def adapter(tiny_model, tmp_path):
     """A LoRA over the tiny model that changes it, in a checkpoint folder that names its base."""
     import torch
 
-    from tunesmith.models.load import find, load_model, weights_fingerprint
+    from tunesmith.models.load import find, load_model
     from tunesmith.models.methods import Lora
+    from tunesmith.models.stored import weights_fingerprint
 
     torch.manual_seed(1)
     method = Lora(rank=2)

@@ -165,6 +165,8 @@ def _pad(states: Any, length: int) -> torch.Tensor:
 def _draw(scores: torch.Tensor, row: Row) -> int:
     """Draw a token from the temperature-scaled scores (V,), within the smallest set that holds `top_p` (nucleus)."""
     chances = torch.softmax((scores - scores.max()) / row.sampling.temperature, -1)
+    if chances[0].isnan():  # then all are
+        raise ModelError("model", "cannot answer: its logits are no numbers", do="Look whether its training diverged")
     ordered, tokens = chances.sort(descending=True)
     before = ordered.cumsum(-1) - ordered
     ordered[before >= row.sampling.top_p] = 0.0  # the first token stays whatever top_p is

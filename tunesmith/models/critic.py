@@ -31,10 +31,11 @@ class ActorCritic(nn.Module):
         nn.init.zeros_(self.value.bias)
         self.register_buffer("kl", torch.tensor(kl))
 
-    def losses_and_values(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """As `label_losses`, and the values of the same places: two (B, T - 1), 0 where there is no label.
 
         A value is read from the state that predicts the token, so it knows the answer up to the token before.
+        It is `forward` because that is what accelerate computes in the run's precision.
         """
         seen: list[torch.Tensor] = []
         head = trained_part(self.policy.get_output_embeddings())

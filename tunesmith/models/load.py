@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tunesmith.core import files, hub
 from tunesmith.core.errors import ModelError, UsageError
 from tunesmith.models.overlay import OVERLAY, is_overlay, put_overlay
+from tunesmith.models.stored import tensors_in, weights_fingerprint
 
 if TYPE_CHECKING:
     import torch
@@ -100,7 +100,11 @@ def _with_base(adapter: Path) -> Found:
     typed = known.get("model") or typed
     if not typed:
         raise ModelError(str(adapter), "does not say which base model it belongs to")
-    base = as_base(find(typed))
+    try:
+        base = as_base(find(typed))
+    except ModelError as error:
+        why = str(error).removeprefix(f"{typed}: ")
+        raise ModelError(str(adapter), f"was trained on {typed!r}, which cannot be had: {why}") from None
     if known.get("weights_sha256") and known["weights_sha256"] != identity(base):
         raise ModelError(
             str(adapter),
@@ -112,8 +116,15 @@ def _with_base(adapter: Path) -> Found:
 
 
 def as_base(found: Found) -> Found:
-    """The model as one to train on: its adapter becomes a part of the base."""
-    return replace(found, adapter=None, under=(*found.under, found.adapter)) if found.adapter else found
+    """The model as one to train on: its adapter becomes a part of the base.
+
+    Raises ModelError for that of a reward model, whose weights speak only through its head.
+    """
+    if not found.adapter:
+        return found
+    if gives_scores(found):
+        raise ModelError(found.name, "is a reward model, so nothing is trained on top of it", do="Train on its base")
+    return replace(found, adapter=None, under=(*found.under, found.adapter))
 
 
 def identity(base: Found) -> str:
@@ -140,26 +151,6 @@ def method_beside(note: Mapping[str, Any]) -> str | None:
     return note.get(FORMAT) or METHODS.get(note.get("peft_type", ""))
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Identity of a model's weights: sha256 over every safetensors header and the first and last MiB of its data.
-
-    Reads a few MiB whatever the size of the model; two trainings of one architecture never share it.
-    """
-    import hashlib
-
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            digest.update(json.dumps(header, sort_keys=True).encode())
-            digest.update(file.read(1 << 20))
-            file.seek(-min(path.stat().st_size, 1 << 20), 2)
-            digest.update(file.read())
-    return digest.hexdigest()
-
-
 def load_tokenizer(found: Found) -> PreTrainedTokenizerBase:
     """The model's own tokenizer with its chat template. Raises ModelError when either cannot be used."""
     from transformers import AutoTokenizer
@@ -167,7 +158,10 @@ def load_tokenizer(found: Found) -> PreTrainedTokenizerBase:
     folder = found.tokenizer_folder
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer.model").is_file():
         raise ModelError(str(folder), "has no tokenizer", do="It needs tokenizer.json or tokenizer.model")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except ValueError as error:
+        raise ModelError(str(folder), f"has a tokenizer that cannot be read: {error}", do="Fetch it again") from None
     if not tokenizer.is_fast:
         raise ModelError(str(folder), "has only a slow tokenizer", do="Convert it to tokenizer.json")
     if not tokenizer.chat_template:
@@ -254,19 +248,36 @@ def _read(found: Found, **how: Any) -> Any:
 
     logging.disable_progress_bar()
     config, before = safe_config(found.base), logging.get_verbosity()
+    for path in found.base.glob("*.safetensors"):
+        tensors_in(path)
     if not found.is_reward:
-        return AutoModelForCausalLM.from_pretrained(
-            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
-        )
+        return _whole(AutoModelForCausalLM, found, config=config, **how)
     config.num_labels = 1
     logging.set_verbosity_error()  # that a new head has no weights yet is what was asked for
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(
-            found.base, config=config, use_safetensors=True, trust_remote_code=False, **how
-        )
+        model = _whole(AutoModelForSequenceClassification, found, config=config, **how)
     finally:
         logging.set_verbosity(before)
     model.score.float()
+    return model
+
+
+def _whole(kind: Any, found: Found, **how: Any) -> Any:
+    """A model all of whose weights are in its files, but a reward model's head. Raises ModelError where some are not.
+
+    transformers draws random numbers for those.
+    """
+    model, seen = kind.from_pretrained(
+        found.base, use_safetensors=True, trust_remote_code=False, ignore_mismatched_sizes=True, output_loading_info=True,
+        **how,
+    )  # fmt: skip
+    shaped = sorted(name for name, *_ in seen["mismatched_keys"])
+    lacking = sorted(name for name in seen["missing_keys"] if not (found.is_reward and name.startswith("score.")))
+    for names, what in ((shaped, "has weights of another shape than"), (lacking, "lacks weights that")):
+        if names:
+            raise ModelError(
+                str(found.base), f"{what} its config asks for, first: {names[0]}", do="Put the files of one model together"
+            )  # fmt: skip
     return model
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
 from tunesmith.core.config import Config
+from tunesmith.core.errors import UsageError
 from tunesmith.training.distributed import ALONE, Team
 
 if TYPE_CHECKING:
@@ -30,9 +32,29 @@ class EvaluationConfig(Config):
     every_steps: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between two evaluations; the first and the last step are always followed by one."""
     patience: Annotated[int, Field(ge=1)] | None = None
-    """Stop after this many evaluations without a better held-out loss; null never stops early."""
+    """Stop after this many evaluations without a better held-out loss; null never stops early. Needs held-out rows."""
     keep_best: bool = True
     """Use the checkpoint with the lowest held-out loss; false uses the last one."""
+
+
+def check_patience(wish: EvaluationConfig, held_out_rows: int) -> None:
+    """Raise UsageError where a run should stop by a loss that nobody measures."""
+    if wish.patience is not None and not held_out_rows:
+        raise UsageError(
+            "evaluation.patience", "no rows are held out, so nothing says when to stop", got=wish.patience,
+            do="Hold some out (--evaluation.share 0.1), or leave it out",
+        )  # fmt: skip
+
+
+@contextmanager
+def resting(model: Any) -> Iterator[None]:
+    """The model in evaluation mode for a while."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def held_out_scores(
@@ -48,14 +70,11 @@ def held_out_scores(
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
     batches = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
     sums = Counter[str]()
-    was_training = model.training
-    model.eval()
-    with torch.no_grad():
+    with resting(model), torch.no_grad():
         for numbers, counts in team.shares(batches):
             batch = ready(numbers)
             loss, seen = objective.loss(model, batch)
             found = {"loss": loss.item(), **seen, COUNT: objective.count(batch)}
             sums.update({name: value * counts for name, value in found.items()})
-    model.train(was_training)
     whole = team.total(sums)
     return {f"held_out_{name}": value / max(whole[COUNT], 1) for name, value in whole.items() if name != COUNT}

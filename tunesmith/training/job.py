@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith.models.load import identity
+from tunesmith.training.distributed import own_device
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
 from tunesmith.training.watch import watch_over
@@ -53,10 +54,13 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     }  # fmt: skip
     entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
-        add_reference(model, splits, key, run)
+        # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
+        is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+        place = "cpu" if is_spread else torch.device(own_device()).type
+        add_reference(model, splits, {**key, "device": place}, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
-    assert entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
+    assert not entry or entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
     if plan.checkpointing:
         recompute_activations(model)
     if isinstance(config.objective, Ppo):
@@ -90,7 +94,7 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": template},
-        watch=watch_over(config, splits, ready.dataset, tokenizer, ready.plan.precision),
+        watch=watch_over(config, ready, splits),
     )  # fmt: skip
 
 

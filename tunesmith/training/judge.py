@@ -38,7 +38,10 @@ def judge(position: Position, scores: dict[str, float], run: Run) -> Position:
 
 def decisive(scores: dict[str, Any]) -> Any:
     """The number by which evaluations are compared, the lower the better: the loss, or the reward turned round."""
-    return -scores["held_out_reward"] if "held_out_reward" in scores else scores["held_out_loss"]
+    if "held_out_reward" not in scores:
+        return scores["held_out_loss"]
+    reward = scores["held_out_reward"]
+    return None if reward is None else -reward  # what was no number stands in an event as null
 
 
 def finite(numbers: dict[str, Any]) -> dict[str, Any]:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from tunesmith.training.diagnosis import DiagnosisConfig
 
 GENERAL = Path(__file__).with_name("general.jsonl")
-END_ROWS = 16
-"""Rows on which the loss of the end token is measured: its mean is then known to a tenth of a nat or so."""
+END_ROWS, END_CANDIDATES = 8, 32
+"""Rows on which the loss of the end token is measured, the shortest of so many: the token is the same in every row, its mean
+is then known to a fifth of a nat or so, and what counts as high is a whole one. A row is read whole for one token."""
 SPARE_TOKENS = 8
 """Added to the length of sample answers, so that those of one word can still repeat themselves."""
 LONGEST_PROMPT = 512
@@ -54,16 +55,17 @@ class Probes:
     bf16: bool = False
 
     @classmethod
-    def of(cls, wish: DiagnosisConfig, rows: Rows, tokenizer: Any, *, rows_at_once: int, bf16: bool) -> Probes:
-        """What a config wants to be asked, taken from some rows.
+    def of(cls, wish: DiagnosisConfig, rows: Rows, tokenizer: Any, *, room: int, **how: Any) -> Probes:
+        """What a config wants to be asked, taken from some rows, as far as `room` tokens hold it; `how` is the rest.
 
         Answers may be twice as long as the rows' own: what goes on for longer does not end, or goes round in circles.
         """
-        questions = sample_questions(rows, wish.samples, wish.sample_tokens)
+        longest_prompt = min(LONGEST_PROMPT, room - wish.sample_tokens)
+        questions = sample_questions(rows, wish.samples, longest_prompt, wish.sample_tokens)
         longest = max((len(question.reference) for question in questions), default=0)
         return cls(
             tokenizer, questions, min(wish.sample_tokens, 2 * longest + SPARE_TOKENS),
-            general_rows(tokenizer, wish.general), end_rows(rows, tokenizer), rows_at_once=rows_at_once, bf16=bf16,
+            general_rows(tokenizer, wish.general, min(LONGEST_PROMPT, room)), end_rows(rows, tokenizer), **how,
         )  # fmt: skip
 
     def __call__(self, model: Any) -> dict[str, Any]:
@@ -85,13 +87,15 @@ class Probes:
         from tunesmith.data.batch import pad_sequences
         from tunesmith.models.head import label_losses
 
-        means: list[float] = []
+        means = [math.nan] * len(rows)
+        order = sorted(range(len(rows)), key=lambda place: len(rows[place].ids))  # of like length together: no padding
         for start in range(0, len(rows), self.rows_at_once):
-            part = rows[start : start + self.rows_at_once]
-            batch = pad_sequences(part, self.tokenizer.pad_token_id or 0)
+            places = order[start : start + self.rows_at_once]
+            batch = pad_sequences([rows[place] for place in places], self.tokenizer.pad_token_id or 0)
             counts = (batch["labels"] != IGNORED).sum(1)
             sums = label_losses(model, {name: value.to(model.device) for name, value in batch.items()}).sum(1)
-            means += (sums.cpu() / counts).tolist()
+            for place, mean in zip(places, (sums.cpu() / counts).tolist(), strict=True):
+                means[place] = mean
         return means
 
     def _samples(self, model: Any) -> list[dict[str, Any]]:
@@ -111,7 +115,9 @@ class Probes:
         import torch
         from transformers import GenerationConfig
 
-        ends = end_tokens(self.tokenizer, model)
+        from tunesmith.engines.transformers import end_token_ids
+
+        ends = end_token_ids(model, self.tokenizer)
         pad = self.tokenizer.pad_token_id or 0
         width = max(len(question.prompt) for question in self.questions)
         ids = torch.full((len(self.questions), width), pad)
@@ -133,16 +139,9 @@ def _number(value: float) -> float | None:
     return round(value, 4) if math.isfinite(value) else None
 
 
-def _cut(ids: list[int], ends: set[int]) -> tuple[list[int], bool]:
+def _cut(ids: list[int], ends: frozenset[int]) -> tuple[list[int], bool]:
     place = next((place for place, token in enumerate(ids) if token in ends), None)
     return (ids, False) if place is None else (ids[:place], True)
-
-
-def end_tokens(tokenizer: Any, model: Any) -> set[int]:
-    """Tokens that end an answer: the tokenizer's own and those of the generation config."""
-    named = model.generation_config.eos_token_id if getattr(model, "generation_config", None) else None
-    ids = named if isinstance(named, list) else [named]
-    return {token for token in [*ids, tokenizer.eos_token_id] if token is not None}
 
 
 def repetition(ids: Sequence[int], n: int = 4) -> float:
@@ -155,17 +154,17 @@ def repetition(ids: Sequence[int], n: int = 4) -> float:
 def _examined(model: Any, *, bf16: bool) -> Iterator[None]:
     import torch
 
-    was_training = model.training
-    model.eval()
-    with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+    from tunesmith.training.held_out import resting
+
+    with resting(model), torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
         yield
-    model.train(was_training)
 
 
-def general_rows(tokenizer: Any, count: int) -> tuple[TokenRow, ...]:
+def general_rows(tokenizer: Any, count: int, longest: int) -> tuple[TokenRow, ...]:
     """The first `count` rows of the general set (English and Chinese by turns) through the model's template.
 
-    Rows that the template refuses are left out; the diagnosis says what it then cannot judge.
+    Rows of more than `longest` tokens, or that the template refuses, are left out; the diagnosis says what it then cannot
+    judge.
     """
     import numpy as np
 
@@ -177,36 +176,36 @@ def general_rows(tokenizer: Any, count: int) -> tuple[TokenRow, ...]:
         row = json.loads(line)
         turns = (Message("user", row["question"]), Message("assistant", row["answer"]))
         with suppress(DataError):
-            made = render(Conversation(turns, GENERAL.name), tokenizer, LONGEST_PROMPT)
+            made = render(Conversation(turns, GENERAL.name), tokenizer, longest)
             rows.append(TokenRow(np.array(made.ids), np.array(made.trained)))
     return tuple(rows)
 
 
 def end_rows(rows: Rows, tokenizer: Any) -> tuple[TokenRow, ...]:
-    """Some rows with nothing trained but the special token that ends the last answer; rows without one are left out."""
+    """END_ROWS short rows with nothing trained but the special token that ends the last answer; others are left out."""
     from tunesmith.data.dataset import TokenRow, spread
 
     special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     chosen = []
-    for number in spread(len(rows), END_ROWS):
+    for number in spread(len(rows), END_CANDIDATES):
         row = rows[number]
         last = int(row.trained.nonzero()[0].max()) if row.trained.any() else 0
         if last and int(row.ids[last]) in special:
             only = row.trained & False
             only[last] = True
             chosen.append(TokenRow(row.ids, only))
-    return tuple(chosen)
+    return tuple(sorted(chosen, key=lambda row: len(row.ids))[:END_ROWS])
 
 
-def sample_questions(rows: Rows, count: int, answer_tokens: int) -> tuple[Question, ...]:
-    """`count` different questions, spread over the rows, with different answers that fit into `answer_tokens`."""
+def sample_questions(rows: Rows, count: int, prompt_tokens: int, answer_tokens: int) -> tuple[Question, ...]:
+    """`count` different questions of at most so many tokens, spread over the rows, with different answers that are as short."""
     from tunesmith.data.dataset import spread
 
     found: dict[tuple[int, ...], Question] = {}
     prompts: set[tuple[int, ...]] = set()
     for number in spread(len(rows), 20 * count):
         question = _question(rows[number])
-        if not question or len(question.prompt) > LONGEST_PROMPT or len(question.reference) > answer_tokens:
+        if not question or len(question.prompt) > prompt_tokens or len(question.reference) > answer_tokens:
             continue
         if tuple(question.prompt) not in prompts:
             prompts.add(tuple(question.prompt))

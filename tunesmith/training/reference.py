@@ -8,6 +8,8 @@ from tunesmith.core import files
 from tunesmith.core.hub import cache_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
 
     from tunesmith.core.run import Run
@@ -20,24 +22,31 @@ NAME = "reference"
 def add_reference(model: Any, splits: dict[str, Rows], key: dict[str, str], run: Run) -> None:
     """Give every split its reference log-probabilities, (rows, sequences) fp32, from the cache or from `model`.
 
-    `key` names the weights, the data and the precision they belong to.
+    `key` names the weights, the data, the precision and the device they belong to, by which they are kept.
     """
     for split, rows in splits.items():
         if not len(rows):
             continue
         path = cache_folder() / "references" / f"{files.fingerprint({**key, 'split': split})}.npy"
-        rows.extras[NAME] = _recall(path) if path.is_file() else _compute(model, rows, split, key, run)
-        if not path.is_file():
-            _keep(path, rows.extras[NAME], run)
+        known = _recall(path, (len(rows), rows.each))
+        if known is None:
+            known = _compute(model, rows, split, key, run)
+            _keep(path, known, run)
+        rows.extras[NAME] = known
 
 
-def _recall(path: Any) -> np.ndarray:
+def _recall(path: Path, shape: tuple[int, int]) -> np.ndarray | None:
+    """What is kept, or None where nothing is, or what a power cut has left of it."""
     import numpy as np
 
-    return np.load(path)
+    try:
+        found = np.load(path)
+    except (FileNotFoundError, EOFError, ValueError):
+        return None
+    return found if found.shape == shape else None
 
 
-def _keep(path: Any, values: np.ndarray, run: Run) -> None:
+def _keep(path: Path, values: np.ndarray, run: Run) -> None:
     """A cache that cannot be written costs the next run its time, and this one nothing."""
     import io
     import os
@@ -64,8 +73,10 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
     found = np.zeros((len(rows), rows.each), dtype=np.float32)
-    device = next(model.parameters()).device
+    home, device = model.device, torch.device(key["device"])
     model.eval()
+    if home.type != device.type:
+        model.to(device)  # and back: what the method draws next is drawn where it always is
     with (
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=key["precision"] == "bf16"),
@@ -77,4 +88,6 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
             said = -label_losses(model, batch).sum(dim=1)  # (sequences B,)
             found[numbers] = said.view(rows.each, -1).T.float().cpu().numpy()
             bar.advance(len(numbers))
+    if home.type != device.type:
+        model.to(home)
     return found

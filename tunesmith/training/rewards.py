@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import runpy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -76,8 +78,10 @@ def check_rewards(wish: dict[str, float]) -> None:
 
 
 def _as_function(source: str) -> tuple[Path, str] | None:
-    """(file, name) of `file.py:function`; None for a model."""
+    """(file, name) of `file.py:function`; None for a model. Raises UsageError for a file without a name."""
     path, colon, name = source.rpartition(":")
+    if source.endswith(".py"):
+        raise UsageError("objective.reward", "names no function of the file", got=source, do=f"Type {source}:NAME")
     return (Path(path), name) if colon and path.endswith(".py") else None
 
 
@@ -98,7 +102,7 @@ def _open(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> So
 
 def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Source:
     """`name(prompt, answer, row) -> number`: two texts, and the row as the dataset has it."""
-    function = runpy.run_path(str(path)).get(name)
+    function = _names_in(path).get(name)
     if not callable(function):
         raise UsageError(
             "objective.reward", f"{path} has no function {name!r}", do="Define it: name(prompt, answer, row)"
@@ -111,11 +115,22 @@ def _function(path: Path, name: str, tokenizer: PreTrainedTokenizerBase) -> Sour
             value = function(prompt, text, answer.row)
         except MISTAKES as error:
             raise DataError(f"{path}:{name}", f"raised {type(error).__name__}: {error}") from error
-        if not isinstance(value, int | float):
-            raise DataError(f"{path}:{name}", "must return a number", got=value)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            what = "must return a number" + (" that is finite" if isinstance(value, Real) else "")
+            raise DataError(f"{path}:{name}", what, got=value)
         return float(value)
 
     return lambda answers: [one(answer) for answer in answers]
+
+
+def _names_in(path: Path) -> dict[str, Any]:
+    """What a file of the user's defines. Raises UsageError where it cannot be run."""
+    try:
+        return runpy.run_path(str(path))
+    except SyntaxError as error:
+        raise UsageError("objective.reward", f"{path}: cannot be read: line {error.lineno}: {error.msg}") from error
+    except (ImportError, *MISTAKES) as error:
+        raise UsageError("objective.reward", f"{path}: raised {type(error).__name__}: {error}") from error
 
 
 def _model(source: str, tokenizer: PreTrainedTokenizerBase, precision: Any) -> Source:

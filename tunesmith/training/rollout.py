@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.data.batch import pad_sequences
 from tunesmith.data.dataset import Rows, TokenRow
 from tunesmith.models.pissa import START
+from tunesmith.training.held_out import resting
 from tunesmith.training.rewards import Drawn, Source
 
 if TYPE_CHECKING:
@@ -56,13 +57,18 @@ class Rollout:
         return [batches] * self.objective.epochs, {**_seen(answers, scores), **seen}
 
     def score(self, model: Any) -> dict[str, float]:
-        """Mean reward and divergence on the first held-out prompts; every evaluation draws by the same seeds."""
+        """Mean reward, and divergence in nats an answer where it has a price, on the first held-out prompts.
+
+        Every evaluation draws by the same seeds.
+        """
         numbers = range(min(len(self.prompts["held_out"][0]), HELD_OUT))
         answers = self._draw(model, "held_out", numbers, "held out")
         scores = self._scores(answers)
         batches = self._batches(model, answers, scores)
-        nats = sum(float((batch["old"] - batch["reference"]).sum()) for batch in batches)
-        seen = {**_seen(answers, scores), "kl": nats / len(answers)}
+        seen = _seen(answers, scores)
+        if self.objective.kl:
+            nats = sum(float((batch["old"] - batch["reference"]).sum()) for batch in batches)
+            seen["kl"] = nats / len(answers)
         return {f"held_out_{name}": value for name, value in seen.items()}
 
     def _scores(self, answers: list[Drawn]) -> list[float]:
@@ -76,7 +82,7 @@ class Rollout:
         """An answer for each number, drawn side by side."""
         rows, texts = self.prompts[split]
         asked = [question(rows[number]) for number in numbers]
-        with _resting(model), self._autocast(model):
+        with resting(model), self._autocast(model):
             said = draw(
                 _policy(model),
                 asked,
@@ -101,9 +107,9 @@ class Rollout:
             batch = {name: value.to(device) for name, value in made.items()}
             batch["place"] = torch.tensor(places, device=device)
             batch["score"] = torch.tensor([scores[place] for place in places], device=device)
-            with torch.no_grad(), _resting(model), self._autocast(model):
+            with torch.no_grad(), resting(model), self._autocast(model):
                 if self.objective.has_critic:
-                    losses, batch["values"] = model.losses_and_values(batch)
+                    losses, batch["values"] = model(batch)
                 else:
                     losses = label_losses(model, batch)
                 batch["old"] = -losses
@@ -176,17 +182,6 @@ def _as_row(prompt: list[int], answer: list[int]) -> TokenRow:
 
 def _policy(model: Any) -> Any:
     return getattr(model, "policy", model)
-
-
-@contextmanager
-def _resting(model: Any) -> Iterator[None]:
-    """The model in evaluation mode for a while."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 def _seed(name: str) -> int:

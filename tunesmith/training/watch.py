@@ -14,11 +14,11 @@ from tunesmith.core.errors import DiseaseFound
 from tunesmith.core.run import Run
 from tunesmith.training.diagnosis import DiagnosisConfig, diagnose
 from tunesmith.training.distributed import ALONE, Team
-from tunesmith.training.record import FACTS, FINDING, PROBE, Finding, Record
+from tunesmith.training.record import FACTS, FINDING, PROBE, Record
 
 if TYPE_CHECKING:
-    from tunesmith.core.artifacts import Dataset
     from tunesmith.data.dataset import Rows
+    from tunesmith.training.job import Ready
 
 TRAINED_ROWS = 16
 """Training rows that are scored at each evaluation: the loss of the same rows has no noise of the draw, so that a small rise
@@ -41,13 +41,15 @@ class Watch:
     """Whether a process holds parts of weights only, whose updates are not measured."""
 
 
-def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokenizer: Any, precision: str) -> Watch:
+def watch_over(config: Any, ready: Ready, splits: Mapping[str, Rows]) -> Watch:
     """What is known before the first step of a TrainConfig, and what its model is asked.
 
     A reward model has nothing to say, and weights that are spread over processes answer nobody alone.
     """
+    from tunesmith.training.context import context_of
     from tunesmith.training.probes import Probes
 
+    dataset, tokenizer = ready.dataset, ready.tokenizer
     facts = {
         "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
         "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
@@ -59,8 +61,9 @@ def watch_over(config: Any, splits: Mapping[str, Rows], dataset: Dataset, tokeni
         silent = {"silent": "the weights are spread over processes"} if is_spread else {}
         return Watch(config.diagnosis, facts | silent, is_spread=is_spread)
     rows = splits["held_out"] if len(splits["held_out"]) else splits["train"]
-    batch = {"rows_at_once": config.batch.rows * rows.each, "bf16": precision == "bf16"}
-    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, **batch))
+    how = {"rows_at_once": config.batch.rows * rows.each, "bf16": ready.plan.precision == "bf16"}
+    room = context_of(ready.found.base) - getattr(config.method, "tokens", 0)
+    return Watch(config.diagnosis, facts, Probes.of(config.diagnosis, rows, tokenizer, room=room, **how))
 
 
 class Watcher:
@@ -74,8 +77,13 @@ class Watcher:
         events = list(run.events())
         self._examined = {event["step"] for event in events if event["event"] == PROBE}
         self._found = {event["name"] for event in events if event["event"] == FINDING}
-        self._is_broken = self.is_over = False
-        self._stop_for: Finding | None = None
+        self._is_broken = False
+        self._stop_for = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether a finding ends the run; all processes say the same."""
+        return bool(self._stop_for)
 
     @property
     def is_alone(self) -> bool:
@@ -115,29 +123,29 @@ class Watcher:
         elif math.isfinite(loss) or self._is_broken:
             return
         self._is_broken = self._is_broken or not math.isfinite(loss)
-        if self._team.is_first:
-            self._diagnose()
-        self.is_over = self._team.total({"over": float(self._stop_for is not None)})["over"] > 0
+        self._stop_for, *_ = self._team.collect(self._diagnose() if self._team.is_first else "")
 
-    def _diagnose(self) -> None:
+    def _diagnose(self) -> str:
+        """Say what is new. Returns the first finding to stop for, in words; all processes end with them."""
+        news: list[str] = []
         for finding in diagnose(Record.read(self._run.events()), self._watch.config.ignore).findings:
             if finding.name not in self._found:
                 self._found.add(finding.name)
                 self._run.event(FINDING, **finding.as_dict())
                 self._run.warn(str(finding))
-                if self._watch.config.on_disease == "stop":
-                    self._stop_for = self._stop_for or finding
+                news.append(str(finding).rstrip("."))
+        return news[0] if news and self._watch.config.on_disease == "stop" else ""
 
     def end(self) -> None:
-        """Let the run end with the finding it was stopped for, once its result is written."""
-        if self._stop_for:
+        """Let the run end with the finding it was stopped for, once the first process has written its result."""
+        if self.is_over and self._team.is_first:
             self._run.unproven = self._error()
 
     def _error(self) -> DiseaseFound:
-        said = str(self._stop_for).rstrip(".") if self._stop_for else "ended by a finding of the first process"
         return DiseaseFound(
-            str(self._run.folder), said, do="--diagnosis.ignore leaves a disease out, --resume goes on all the same"
-        )
+            str(self._run.folder), self._stop_for,
+            do="--diagnosis.ignore leaves a disease out, --resume goes on all the same",
+        )  # fmt: skip
 
 
 class Pulse:

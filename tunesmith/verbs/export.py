@@ -248,7 +248,7 @@ def _write_papers(config: ExportConfig, job: _Job, folder: Path, proofs: list[Pr
     from tunesmith.exporting.merge import trained_end
     from tunesmith.exporting.package import BESIDE, CERTIFICATE, licence_of, versions, write_card, write_facts
     from tunesmith.exporting.prompts import question
-    from tunesmith.models.load import weights_fingerprint
+    from tunesmith.models.stored import weights_fingerprint
 
     origin, end = job.origin, trained_end(job.tokenizer)
     verdicts = {proof.name: proof.passed for proof in proofs}

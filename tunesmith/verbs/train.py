@@ -17,9 +17,10 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
+from tunesmith.training.context import check_context
 from tunesmith.training.diagnosis import DiagnosisConfig
 from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions, plan_devices
-from tunesmith.training.held_out import EvaluationConfig
+from tunesmith.training.held_out import EvaluationConfig, check_patience
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
@@ -126,6 +127,7 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_devices(config.devices, probe().device)
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
+    check_patience(config.evaluation, dataset.held_out_rows)
     plan, devices = _plan(config, found, dataset, precision, run)
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
@@ -218,8 +220,9 @@ def _plan(
     from tunesmith.planning.table import plan_lines
     from tunesmith.verbs.plan import wish_of
 
-    shape = read_shape(found.base)
-    wish = wish_of(config, shape, Rows(dataset.dataset, "train"), precision)
+    shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
+    check_context(config, shape, found.base, rows, run)
+    wish = wish_of(config, shape, rows, precision)
     plan, devices, reasons = plan_devices(shape, wish, config.devices)
     for line in [*plan_lines(plan), *reasons]:
         run.say(line)

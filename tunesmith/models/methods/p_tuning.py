@@ -23,7 +23,7 @@ LAYERS = 2
 
 
 class PTuning(Config):
-    """Virtual tokens made by a trained LSTM or MLP, which ties them together; a learning rate of about 0.001."""
+    """Virtual tokens made by a trained LSTM or MLP, which ties them together; a learning rate of about 0.005."""
 
     kind: Literal["p_tuning"] = "p_tuning"
     """Virtual tokens made by a trained LSTM or MLP."""

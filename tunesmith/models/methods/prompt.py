@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Prompt(Config):
-    """Trained embeddings before every conversation; the smallest files, and a learning rate of about 0.01."""
+    """Trained embeddings before every conversation; the smallest files, and a learning rate of about 0.03."""
 
     kind: Literal["prompt"] = "prompt"
     """Trained embeddings before every conversation."""

@@ -93,7 +93,9 @@ class Grpo(Config):
             behind = (batch["reference"] - said) * mask
             losses = losses + self.kl * (behind.exp() - behind - 1)
         losses = losses * mask
+        tokens = mask.sum(dim=1, keepdim=True)
         if self.variant == "grpo":
-            tokens = mask.sum(dim=1, keepdim=True)
             losses, share = losses / tokens, share / tokens
+        elif self.variant == "dr_grpo":  # its mean counts tokens that nobody drew
+            share = share * self.answer_tokens / tokens
         return losses.sum(), {"clipped": float(share.sum())}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tunesmith.core.config import Config
 from tunesmith.core.examples import IGNORED, Kind
@@ -51,6 +51,12 @@ class Ppo(Config):
     group: ClassVar[int] = 1
     has_critic: ClassVar[bool] = True
 
+    @model_validator(mode="after")
+    def _has_a_price_to_adapt(self) -> Ppo:
+        if self.kl_target is not None and not self.kl:
+            raise ValueError("kl_target: is kept to by multiplying kl, and kl is 0. Give kl a start, such as 0.05")
+        return self
+
     def count(self, batch: dict[str, torch.Tensor]) -> int:
         """The answers' tokens."""
         return int((batch["labels"] != IGNORED).sum())
@@ -76,6 +82,8 @@ class Ppo(Config):
             paid += float(divergence.sum())
         for batch, white in zip(batches, whiten([b["advantages"] for b in batches], masks), strict=True):
             batch["advantages"] = white
+        if not self.kl:
+            return {}  # no reference was asked
         price, kl = float(model.kl), paid / sum(len(batch["score"]) for batch in batches)
         if self.kl_target:
             model.kl.mul_(1 + KL_STEP * min(max(kl / self.kl_target - 1, -0.2), 0.2))
@@ -86,7 +94,7 @@ class Ppo(Config):
         import torch
 
         mask = batch["labels"][:, 1:] != IGNORED
-        losses, values = model.losses_and_values(batch)
+        losses, values = model(batch)
         ratio = torch.exp((-losses - batch["old"]) * mask)
         wanted = batch["advantages"]
         policy = torch.maximum(-wanted * ratio, -wanted * ratio.clamp(1 - self.clip, 1 + self.clip))
