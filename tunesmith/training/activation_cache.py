@@ -19,7 +19,7 @@ from tunesmith.core import files
 from tunesmith.core.errors import CapacityError, UsageError
 from tunesmith.core.hub import cache_folder
 from tunesmith.models.split import not_repeatable, states_before
-from tunesmith.training.distributed import Team
+from tunesmith.training.distributed import Team, on_device
 from tunesmith.training.loop import count_steps
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def attach_states(
 ) -> int:
     """Give every split of a TrainConfig the states that enter its first trained layer, where this is of use.
 
-    `model` is the base, before the method is put on it; `key` names all that the states depend on beside the layer.
+    `model` is the base, before the method is put on it; `key` names all that the states depend on beside the layer, and the
+    `device` they are made on.
     Returns that layer's number, 0 where the run does without. Raises UsageError where the config asks for states that
     would be wrong, CapacityError where it asks for them and the disk has no room.
     """
@@ -102,8 +103,11 @@ def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, An
         batches = _batches(rows)
         if filled < len(batches):
             _remove_unused(folder.parent, run)
-            make = _maker(model, rows, entry, is_bf16=key["precision"] == "bf16")
-            with run.progress(f"{split}: first {entry} layers", len(batches), "batches") as bar:
+            with (
+                on_device(model, key["device"]) as device,
+                run.progress(f"{split}: first {entry} layers", len(batches), "batches") as bar,
+            ):
+                make = _maker(model, rows, entry, device, is_bf16=key["precision"] == "bf16")
                 bar.skip(filled)
                 for done, made in enumerate(map(make, batches[filled:]), filled + 1):
                     states = states or _reserve(folder, rows.tokens, made[0])
@@ -158,14 +162,13 @@ def _batches(rows: Rows) -> list[Places]:
     return made
 
 
-def _maker(model: Any, rows: Rows, entry: int, *, is_bf16: bool) -> Callable[[Places], list[torch.Tensor]]:
+def _maker(
+    model: Any, rows: Rows, entry: int, device: torch.device, *, is_bf16: bool
+) -> Callable[[Places], list[torch.Tensor]]:
     """A function that makes the states (T, D) of some sequences."""
     import torch
 
     from tunesmith.data.batch import pad_sequences
-
-    device = next(model.parameters()).device
-    model.eval()
 
     def make(places: Places) -> list[torch.Tensor]:
         chosen = [rows.sequences(number)[nth] for number, nth in places]

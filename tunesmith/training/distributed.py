@@ -19,6 +19,8 @@ from tunesmith.core.run import Run
 from tunesmith.data.batch import BatchConfig
 
 if TYPE_CHECKING:
+    import torch
+
     from tunesmith.core.artifacts import MemoryPlan
     from tunesmith.models.shape import Shape
     from tunesmith.planning.memory import Wish as PlanWish
@@ -244,3 +246,17 @@ def own_device() -> str:
     import torch
 
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+@contextmanager
+def on_device(model: Any, kind: str) -> Iterator[torch.device]:
+    """The model on a device of this kind, in evaluation mode; then back: what the method draws next is drawn where it always is."""
+    import torch
+
+    home, device = model.device, torch.device(kind)
+    model.eval()
+    if home.type != device.type:
+        model.to(device)
+    yield device
+    if home.type != device.type:
+        model.to(home)

@@ -47,17 +47,16 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     found, plan = ready.found, ready.plan
     torch.manual_seed(config.seed)
     model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
+    # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
+    is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
     key = {
         "weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision,
         "stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None)),
-        "torch": torch.__version__,
+        "torch": torch.__version__, "device": "cpu" if is_spread else torch.device(own_device()).type,
     }  # fmt: skip
     entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
-        # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
-        is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
-        place = "cpu" if is_spread else torch.device(own_device()).type
-        add_reference(model, splits, {**key, "device": place}, run)
+        add_reference(model, splits, key, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
     assert not entry or entry <= frozen_layers(model), "a layer whose states are read from disk is trained"

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import files
 from tunesmith.core.hub import cache_folder
+from tunesmith.training.distributed import on_device
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,11 +74,8 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
     found = np.zeros((len(rows), rows.each), dtype=np.float32)
-    home, device = model.device, torch.device(key["device"])
-    model.eval()
-    if home.type != device.type:
-        model.to(device)  # and back: what the method draws next is drawn where it always is
     with (
+        on_device(model, key["device"]) as device,
         torch.no_grad(),
         torch.autocast(device.type, torch.bfloat16, enabled=key["precision"] == "bf16"),
         run.progress(f"reference of {split}", len(rows), "rows") as bar,
@@ -88,6 +86,4 @@ def _compute(model: Any, rows: Rows, split: str, key: dict[str, str], run: Run, 
             said = -label_losses(model, batch).sum(dim=1)  # (sequences B,)
             found[numbers] = said.view(rows.each, -1).T.float().cpu().numpy()
             bar.advance(len(numbers))
-    if home.type != device.type:
-        model.to(home)
     return found
