@@ -41,4 +41,9 @@ def _train(folder: Path, *, quiet: bool, launched: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(
+        code
+    )  # gloo's threads may still hold tensors, and one that lets go while Python is torn down aborts the process

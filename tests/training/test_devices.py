@@ -19,7 +19,7 @@ from tunesmith.models.shape import read_shape
 from tunesmith.planning.memory import Wish
 from tunesmith.planning.zero import FASTEST_FIRST, choose_layout, lay_out
 from tunesmith.training.distributed import DevicesConfig, Team
-from tunesmith.training.launch import _how, check_devices
+from tunesmith.training.launch import _ended, check_devices
 
 ZERO = ["--devices.kind", "zero", "--devices.processes", "2"]
 
@@ -129,9 +129,12 @@ def test_a_resumed_run_keeps_the_rows_of_its_steps(train, capsys):
 
 def test_how_a_process_ended_is_read_from_what_torchrun_writes(tmp_path):
     log = tmp_path / "log.txt"
-    log.write_text("Root Cause:\n[0]:\n  time: x\n  rank      : 1 (local_rank: 1)\n  exitcode  : -9 (pid: 7)\n")
-    assert _how(log, 1) == "by SIGKILL"
-    assert _how(log, 0) == "without a word"
+    ended = "  rank      : {0} (local_rank: {0})\n  exitcode  : {1} (pid: 7)\n"
+    log.write_text(f"Failures:\n[1]:\n{ended.format(0, -15)}-----\nRoot Cause:\n[0]:\n{ended.format(1, -6)}")
+    assert _ended(log, [0, 1], 2) == "1 of 2 ended by SIGABRT"
+    assert _ended(log, [0], 2) == "0 of 2 ended by SIGTERM"
+    log.write_text("Root Cause:\n")
+    assert _ended(log, [1], 2) == "1 of 2 ended without a word"
 
 
 SHAPE = read_shape({

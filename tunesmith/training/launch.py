@@ -168,18 +168,20 @@ def _raise_what_happened(folder: Path, processes: int, code: int, heard: list[st
         raise Interrupted("train", f"ended by {heard[0]} before the first step")
     if code:
         gone = [rank for rank in range(processes) if rank not in said] or list(said)
-        which = f"process {gone[0]} of {processes}" if len(gone) == 1 else f"{len(gone)} of {processes} processes"
-        raise ServiceError("train", f"{which} ended {_how(folder / LOG, gone[0])}", do=f"See {folder / LOG}")
+        raise ServiceError("train", f"process {_ended(folder / LOG, gone, processes)}", do=f"See {folder / LOG}")
 
 
-def _how(log: Path, rank: int) -> str:
-    """How torchrun saw a process end, in words."""
+def _ended(log: Path, gone: list[int], processes: int) -> str:
+    """Which process ended first, as far as torchrun's log knows, and how; it ends the others by SIGTERM."""
     text = log.read_text(encoding="utf-8", errors="replace")
+    first = re.search(r"Root Cause.*?rank\s*: (\d+)", text, re.DOTALL)
+    rank = int(first[1]) if first and int(first[1]) in gone else gone[0]
     found = re.search(rf"rank\s*: {rank} \(local_rank: \d+\)\s+exitcode\s*: (-?\d+)", text)
     if not found:
-        return "without a word"
+        return f"{rank} of {processes} ended without a word"
     number = int(found[1])
-    return f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
+    how = f"by {signal.Signals(-number).name}" if number < 0 else f"with exit code {number}"
+    return f"{rank} of {processes} ended {how}"
 
 
 @contextmanager
