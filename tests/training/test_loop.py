@@ -47,6 +47,23 @@ def test_a_resumed_run_has_the_losses_it_would_have_had(train, tmp_path, kind, s
     goes_on_after(stop_after, train, tmp_path, wishes)
 
 
+def test_resuming_a_run_that_has_ended_changes_nothing_of_what_it_says(train, tmp_path):
+    first = train(tmp_path / "run")
+    again = train(tmp_path / "run", resume=True)
+    assert again.tokens_per_second == pytest.approx(first.tokens_per_second, rel=0.01)
+    same = (
+        "checkpoint",
+        "steps",
+        "epochs",
+        "train_loss",
+        "held_out_loss",
+        "base_held_out_loss",
+        "trainable_parameters",
+    )
+    assert {name: getattr(again, name) for name in same} == {name: getattr(first, name) for name in same}
+    assert again.peak_memory_bytes >= max(event["memory_bytes"] for event in events(tmp_path / "run", "step"))
+
+
 def test_a_torn_checkpoint_is_set_aside_and_the_one_before_is_used(train, tmp_path, monkeypatch):
     wishes = {"save__every_steps": 4, "save__keep": 10}
     train(tmp_path / "whole", **wishes)

@@ -16,7 +16,7 @@ import torch
 from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
-from tunesmith.core.hardware import memory_bytes
+from tunesmith.core.hardware import memory_bytes, peak_memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Few, Rows
@@ -295,13 +295,19 @@ def _continue(job: Job, run: Run, spread: Spread, newest: Path) -> Position:
 
 
 def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, Any]:
-    """Mean training loss over the last epoch, from the run's own events (resumed or not); None where it is no number."""
+    """What a run of several sessions has to say as one, from its own events: mean training loss over the last epoch (None
+    where it is no number), the peak of memory; the speed is that of the last session that trained."""
     series = loss_series(run)
     last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
     counted = [(math.nan if n["loss"] is None else n["loss"], n["count"]) for n in last if n["count"]]
     loss = sum(loss * count for loss, count in counted) / max(sum(count for _, count in counted), 1)
     known = loss if counted and math.isfinite(loss) else None
-    return {"train_loss": known, "epochs": outcome.position.step / per_epoch}
+    speeds = [outcome.tokens_per_second, *(numbers["tokens_per_second"] for numbers in series.values())]
+    peaks = [peak_memory_bytes(), *(numbers["memory_bytes"] for numbers in series.values())]
+    return {
+        "train_loss": known, "epochs": outcome.position.step / per_epoch, "tokens_per_second": round(speeds[0] or speeds[-1], 2),
+        "peak_memory_bytes": max(peaks),
+    }  # fmt: skip
 
 
 def loss_series(run: Run) -> dict[int, dict[str, Any]]:

@@ -239,7 +239,6 @@ def _plan(
 
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
     from tunesmith.core.artifacts import Training
-    from tunesmith.core.hardware import peak_memory_bytes
     from tunesmith.training.chart import draw_losses
     from tunesmith.training.checkpoint import folder_of
     from tunesmith.training.loop import count_steps, summarize
@@ -256,8 +255,7 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
     made = Training(
         checkpoint=folder_of(run.folder, best), steps=position.step, **scores,
         perplexity=_perplexity(config, loss),
-        tokens_per_second=round(outcome.tokens_per_second, 2), seconds=round(seconds, 2),
-        peak_memory_bytes=peak_memory_bytes(), predicted_memory_bytes=plan.total_bytes,
+        seconds=round(seconds, 2), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
         precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
         findings=[event["name"] for event in run.events() if event["event"] == "finding"],
