@@ -296,7 +296,8 @@ def _continue(job: Job, run: Run, spread: Spread, newest: Path) -> Position:
 
 def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, Any]:
     """What a run of several sessions has to say as one, from its own events: mean training loss over the last epoch (None
-    where it is no number), the peak of memory; the speed is that of the last session that trained."""
+    where it is no number), the peak of memory; the speed is that of the last session that trained.
+    """
     series = loss_series(run)
     last = [numbers for step, numbers in series.items() if step > outcome.position.step - per_epoch]
     counted = [(math.nan if n["loss"] is None else n["loss"], n["count"]) for n in last if n["count"]]
