@@ -1,0 +1,236 @@
+"""The same rows, the same trained parameters, the same held-out rows: Tunesmith and TRL in turns.
+
+    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,last4] [--out FILE]
+
+Every contender is a process of its own, from start to its saved adapter; one after the other, in another order each round.
+Held-out losses are computed by one and the same code from the saved adapters. Writes benchmarks/results/race.json. Needs
+../shared/data and an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = ROOT.parent / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
+HELD_OUT, CUTOFF, RANK, ALPHA = 64, 512, 8, 16
+
+
+@dataclass(frozen=True)
+class Contender:
+    """How one program does one job."""
+
+    name: str
+    command: list[str]
+    adapter: Callable[[], Path]
+    """Where its adapter lies once it has ended."""
+    seconds: Callable[[str], float]
+    """From what it printed: seconds of its training loop alone."""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What all contenders of a race share."""
+
+    folder: Path
+    model: Path
+    rows: int
+    epochs: int
+    rate: float
+    last_layers: int | None = None
+
+    @property
+    def layers(self) -> list[int] | None:
+        """Numbers of the layers that are trained; None for all."""
+        count = json.loads((self.model / "config.json").read_text())["num_hidden_layers"]
+        return None if self.last_layers is None else list(range(count - self.last_layers, count))
+
+
+def write_rows(folder: Path, count: int) -> None:
+    """The set's first rows for training and the next for the held-out loss, in the layouts of both programs."""
+    rows = json.loads(DATA.read_text(encoding="utf-8"))[: count + HELD_OUT]
+    for name, part in (("train", rows[:count]), ("held_out", rows[count:])):
+        (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
+        lines = [
+            {
+                "prompt": [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row["input"])))}],
+                "completion": [{"role": "assistant", "content": row["output"]}],
+            }
+            for row in part
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+
+
+def tunesmith(course: Course, name: str, **wishes: Any) -> Contender:
+    out = course.folder / name
+    method = {"kind": "lora", "rank": RANK, "alpha": ALPHA}
+    if course.last_layers:
+        method["last_layers"] = course.last_layers
+    config = {
+        "model": "embedded", "dataset": {"path": [str(course.folder / "train.json")], "max_lost": 1}, "cutoff": CUTOFF, "method": method,
+        "optimizer": {"epochs": course.epochs, "learning_rate": course.rate, "warmup": 0.1}, "precision": "bf16",
+        "evaluation": {"share": 0}, "seed": 42, **wishes,
+    }  # fmt: skip
+    path = course.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+
+    def seconds(_: str) -> float:
+        result = json.loads((out / "result.json").read_text())
+        return tokens_of(course) * course.epochs / result["tokens_per_second"]
+
+    return Contender(
+        name, [sys.executable, "-m", "tunesmith", "train", str(path), "--out", str(out), "--json"],
+        lambda: Path(json.loads((out / "result.json").read_text())["checkpoint"]), seconds,
+    )  # fmt: skip
+
+
+def trl(course: Course, name: str, *, dtype: str = "float32", **options: Any) -> Contender:
+    out = course.folder / name
+    wish = {
+        "rows": str(course.folder / "train.jsonl"), "model": str(course.model), "out": str(out), "rank": RANK, "alpha": ALPHA,
+        "epochs": course.epochs, "rate": course.rate, "layers": course.layers, "dtype": dtype, "options": options,
+    }  # fmt: skip
+    path = course.folder / f"{name}.json"
+    path.write_text(json.dumps(wish))
+    command = [sys.executable, str(ROOT / "benchmarks" / "rivals" / "trl_sft.py"), str(path)]
+    return Contender(name, command, lambda: out, lambda said: json.loads(said.strip().splitlines()[-1])["seconds"])
+
+
+def contenders(job: str, folder: Path, model: Path, rows: int) -> tuple[Course, list[Contender]]:
+    """Who runs in a job: each rival as its examples or defaults have it, and with the settings that are fastest here."""
+    last_layers, epochs, rate = JOBS[job]
+    course = Course(folder, model, rows, epochs, rate, last_layers)
+    return course, [
+        tunesmith(course, "tunesmith"),
+        trl(course, "trl defaults"),
+        trl(course, "trl tuned", dtype="bfloat16", **TRL_TUNED),
+    ]
+
+
+JOBS = {"lora": (None, 1, 1e-4), "last4": (4, 3, 1e-3)}
+"""By name: trained last layers (null for all), epochs, learning rate."""
+TRL_TUNED = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+
+
+def tokens_of(course: Course) -> int:
+    """Tokens of the training rows, padding not counted."""
+    return json.loads((course.folder / "facts.json").read_text())["tokens"]
+
+
+def run(contender: Contender, course: Course) -> dict[str, float]:
+    """Run it once: seconds from start to end, seconds of training, peak memory of the process, held-out loss."""
+    printed = course.folder / f"{contender.name}.log"
+    started = time.monotonic()
+    with printed.open("w") as out:
+        child = subprocess.Popen(contender.command, stdout=out, stderr=subprocess.STDOUT, env=quiet())
+        _, status, used = os.wait4(child.pid, 0)
+    seconds = time.monotonic() - started
+    said = printed.read_text(encoding="utf-8", errors="replace")
+    if status:
+        raise SystemExit(f"{contender.name} ended with status {status}:\n{said[-3000:]}")
+    training = contender.seconds(said)
+    return {
+        "seconds": seconds, "training_seconds": training, "peak_bytes": used.ru_maxrss << 10,
+        "tokens_per_second": tokens_of(course) * course.epochs / training,
+        "held_out_loss": held_out_loss(contender.adapter(), course),
+    }  # fmt: skip
+
+
+def quiet() -> dict[str, str]:
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "WANDB_DISABLED": "true",
+        "DISABLE_VERSION_CHECK": "1",
+    }
+    return {**os.environ, **offline, "PYTHONPATH": str(ROOT)}
+
+
+def held_out_loss(adapter: Path, course: Course) -> float:
+    """Mean loss of the answers' tokens in the held-out rows under the base with this adapter, fp32."""
+    from tunesmith.data.batch import collate
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models.load import Found, load_model
+    from tunesmith.training.held_out import held_out_scores
+    from tunesmith.training.objectives import Sft
+
+    rows = Rows(Path(json.loads((course.folder / "facts.json").read_text())["held_out"]), "train")
+    model = load_model(Found("race", course.model, adapter))
+    ready = lambda numbers: collate(rows, numbers, 0)  # noqa: E731
+    return held_out_scores(Sft(), model, rows, ready, rows_at_once=8)["held_out_loss"]
+
+
+def prepare(course: Course) -> None:
+    """Count the tokens, and make the held-out rows into token arrays, once for all contenders."""
+    import tunesmith as program
+
+    made = {
+        name: program.prepare(
+            model="embedded", dataset={"path": str(course.folder / f"{name}.json"), "max_lost": 1}, cutoff=CUTOFF, share=0,
+            out=course.folder / "prepared" / name,
+        )
+        for name in ("train", "held_out")
+    }  # fmt: skip
+    facts = {"tokens": made["train"].tokens, "held_out": str(made["held_out"].dataset)}
+    (course.folder / "facts.json").write_text(json.dumps(facts))
+
+
+def race(job: str, rounds: int, rows: int) -> dict[str, Any]:
+    """All contenders of a job, one after the other, in another order each round."""
+    from tunesmith.models.load import find
+
+    model, found = find("embedded").base, {}
+    for number in range(rounds):
+        with tempfile.TemporaryDirectory() as work:
+            folder = Path(work)
+            write_rows(folder, rows)
+            course, all_of_them = contenders(job, folder, model, rows)
+            prepare(course)
+            random.Random(number).shuffle(all_of_them)
+            for contender in all_of_them:
+                seen = run(contender, course)
+                print(job, number, contender.name, {name: round(value, 3) for name, value in seen.items()}, flush=True)
+                found.setdefault(contender.name, []).append(seen)
+    return {
+        "rows": rows,
+        "rounds": found,
+        "ratios": {name: ratios(found, name) for name in found if name != "tunesmith"},
+    }
+
+
+def ratios(found: dict[str, list[dict[str, float]]], rival: str) -> dict[str, float]:
+    """Medians over the rounds of rival / tunesmith, for tokens a second the other way round: above 1 is ours."""
+    pairs = list(zip(found[rival], found["tunesmith"], strict=True))
+    over = {name: statistics.median(a[name] / b[name] for a, b in pairs) for name in pairs[0][0]}
+    return {**over, "tokens_per_second": 1 / over["tokens_per_second"]}
+
+
+def main() -> None:
+    wish = argparse.ArgumentParser()
+    wish.add_argument("--rounds", type=int, default=5)
+    wish.add_argument("--rows", type=int, default=256)
+    wish.add_argument("--jobs", default="lora,last4")
+    wish.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "race.json")
+    wish = wish.parse_args()
+    found = {}
+    for job in wish.jobs.split(","):
+        found[job] = race(job, wish.rounds, wish.rows)
+        wish.out.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
