@@ -20,16 +20,35 @@ DATA = ROOT.parent / "shared" / "data" / "llamafactory"
 STEADY = {"schedule": "constant", "warmup": 0}
 
 
+def write_pairs(folder: Path) -> str:
+    """Short rows of the set: the answer to a question is chosen, the answer to another question is rejected."""
+    rows = json.loads((DATA / "alpaca_en_demo.json").read_text(encoding="utf-8"))
+    short = [row for row in rows if 20 <= len(row["output"]) <= 300 and len(row["input"]) <= 200]
+    pairs = [
+        {
+            "prompt": "\n".join(filter(None, (row["instruction"], row["input"]))),
+            "chosen": row["output"],
+            "rejected": short[place - 7]["output"],
+        }
+        for place, row in enumerate(short)
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pairs.json"
+    path.write_text(json.dumps(pairs, ensure_ascii=False), encoding="utf-8")
+    return str(path)
+
+
 def main(steps: int, folder: Path) -> None:
-    answers, pairs = str(DATA / "alpaca_en_demo.json"), str(DATA / "dpo_en_demo.json")
+    pairs = write_pairs(folder)
     sft = tunesmith.train(
-        model="embedded", dataset={"path": answers, "max_lost": 1}, cutoff=128, objective={"kind": "sft"},
-        optimizer={"steps": 30, "learning_rate": 5e-4}, batch={"rows": 8}, evaluation={"share": 0.03}, out=folder / "sft",
+        model="embedded", dataset={"path": str(DATA / "alpaca_en_demo.json"), "max_lost": 1, "overlong": "drop"}, cutoff=160,
+        objective={"kind": "sft"}, optimizer={"steps": 40, "learning_rate": 5e-4}, batch={"rows": 8},
+        evaluation={"share": 0.1}, out=folder / "sft",
     )  # fmt: skip
     reward = tunesmith.train(
-        model=str(folder / "sft"), dataset={"path": pairs, "max_lost": 1}, cutoff=192, objective={"kind": "reward", "centre": 0.01},
-        optimizer={"steps": 30, "learning_rate": 3e-4}, batch={"rows": 4}, evaluation={"share": 0.15, "every_steps": 15},
-        out=folder / "reward",
+        model=str(folder / "sft"), dataset={"path": pairs, "max_lost": 1, "overlong": "drop"}, cutoff=160,
+        objective={"kind": "reward", "centre": 0.01}, optimizer={"steps": 100, "learning_rate": 5e-4}, batch={"rows": 4},
+        evaluation={"share": 0.15, "every_steps": 50}, out=folder / "reward",
     )  # fmt: skip
     found = {
         "sft": {"before": sft.base_held_out_loss, "after": sft.held_out_loss},
