@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,8 +45,8 @@ class Rows:
         ends = np.load(folder / f"{split}.ends.npy")
         self._ends = ends.reshape(-1, 1) if ends.ndim == 1 else ends  # (rows, sequences), rows may be none
         self._starts = np.concatenate([[0], self._ends.reshape(-1)])[:-1].reshape(self._ends.shape)
-        self.states: torch.Tensor | None = None
-        """(tokens of all sequences, D), where the first layers were computed once for all."""
+        self.states: Callable[[slice], torch.Tensor] | None = None
+        """Reads the states (T, D) of some tokens, where the first layers were computed once for all."""
         self.lengths: list[int] = (self._ends - self._starts).max(axis=1, initial=0).tolist()
         self.labels: list[int] = [
             sum(int(row.trained[1:].sum()) for row in self.sequences(number)) for number in range(len(self))
@@ -70,7 +70,7 @@ class Rows:
     def sequences(self, number: int) -> tuple[TokenRow, ...]:
         """All sequences of a row."""
         spans = [self.span(number, place) for place in range(self.each)]
-        states = [None if self.states is None else self.states[span] for span in spans]
+        states = [self.states and self.states(span) for span in spans]
         return tuple(TokenRow(self._ids[a], self._trained[a], b) for a, b in zip(spans, states, strict=True))
 
     @property

@@ -59,6 +59,7 @@ def attach_states(
     if reason and wish == "on":
         raise UsageError(OPTION, reason, got="on", do="Leave it out")
     if reason:
+        run.say(f"cache     none, the first {entry} layers are computed in every epoch: {reason}")
         return 0
     try:
         for split, rows in splits.items():
@@ -70,6 +71,7 @@ def attach_states(
         run.warn(f"the first {entry} layers are computed in every epoch: {error}")
         for rows in splits.values():
             rows.states = None
+            rows.extras.pop("entry", None)
         return 0
     return entry
 
@@ -111,41 +113,56 @@ def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, An
                 bar.skip(filled)
                 for done, made in enumerate(map(make, batches[filled:]), filled + 1):
                     states = states or _reserve(folder, rows.tokens, made[0])
-                    states.take(rows, batches[done - 1], made)
+                    for place, own in zip(batches[done - 1], made, strict=True):
+                        states.write(rows.span(*place), own)
                     if done == len(batches) or time.monotonic() - states.noted > SAVE_SECONDS:
                         states.note(done)
                     bar.advance(1)
     assert states
     os.utime(folder / FACTS)
-    run.say(f"cache     {split}: the first {entry} layers from {folder}, {states.raw.nbytes / 2**30:.2f} GiB")
-    rows.states, rows.extras["entry"] = states.tensor, np.full(len(rows), entry)
+    run.say(f"cache     {split}: the first {entry} layers from {folder}, {states.size_bytes / 2**30:.2f} GiB")
+    rows.states, rows.extras["entry"] = states.read, np.full(len(rows), entry)
 
 
 Places = list[tuple[int, int]]
 """(row, which of its sequences)"""
 
 
-class _Mapped:
-    """A file of states in memory: `tensor` (tokens, D), and what is written down of how far it is filled."""
+class _States:
+    """A file of states, (tokens, D), and what is written down of how far it is filled.
 
-    def __init__(self, folder: Path, tokens: int, width: int, dtype: torch.dtype) -> None:
-        import numpy as np
+    Read and written by place and not mapped: pages of a mapped file would count as memory of the run.
+    """
+
+    def __init__(self, folder: Path, width: int, dtype: torch.dtype) -> None:
+        self._file, self._facts = (folder / STATES).open("r+b", buffering=0), folder / FACTS
+        self._width, self._dtype, self.noted = width, dtype, time.monotonic()
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes on disk."""
+        return os.fstat(self._file.fileno()).st_size
+
+    def read(self, span: slice) -> torch.Tensor:
+        """The states of some tokens, (T, D)."""
         import torch
 
-        self.raw = np.memmap(folder / STATES, np.uint8, "r+", shape=(tokens, width * dtype.itemsize))
-        self.tensor = torch.from_numpy(self.raw).view(dtype)
-        self.noted, self._facts = time.monotonic(), folder / FACTS
+        row = self._width * self._dtype.itemsize
+        found = os.pread(self._file.fileno(), (span.stop - span.start) * row, span.start * row)
+        return torch.frombuffer(bytearray(found), dtype=self._dtype).view(-1, self._width)
 
-    def take(self, rows: Rows, places: Places, made: list[torch.Tensor]) -> None:
-        """Put the states of some sequences where they belong."""
-        for place, states in zip(places, made, strict=True):
-            self.tensor[rows.span(*place)] = states
+    def write(self, span: slice, states: torch.Tensor) -> None:
+        """Put states where their tokens stand."""
+        import torch
+
+        own = states.contiguous().view(torch.uint8).numpy()
+        os.pwrite(self._file.fileno(), own.tobytes(), span.start * self._width * self._dtype.itemsize)
 
     def note(self, batches: int) -> None:
         """Write down that so many batches lie on the disk: a run that is cut off goes on there."""
-        self.raw.flush()
-        dtype = str(self.tensor.dtype).removeprefix("torch.")
-        files.write_json(self._facts, {"batches": batches, "dtype": dtype, "width": self.tensor.shape[1]})
+        os.fsync(self._file.fileno())
+        dtype = str(self._dtype).removeprefix("torch.")
+        files.write_json(self._facts, {"batches": batches, "dtype": dtype, "width": self._width})
         self.noted = time.monotonic()
 
 
@@ -180,7 +197,7 @@ def _maker(
     return make
 
 
-def _begun(folder: Path, tokens: int) -> tuple[_Mapped | None, int]:
+def _begun(folder: Path, tokens: int) -> tuple[_States | None, int]:
     """What is stored already, and of how many batches."""
     import torch
 
@@ -190,10 +207,10 @@ def _begun(folder: Path, tokens: int) -> tuple[_Mapped | None, int]:
     dtype = getattr(torch, facts["dtype"])
     if (folder / STATES).stat().st_size != tokens * facts["width"] * dtype.itemsize:
         return None, 0
-    return _Mapped(folder, tokens, facts["width"], dtype), facts["batches"]
+    return _States(folder, facts["width"], dtype), facts["batches"]
 
 
-def _reserve(folder: Path, tokens: int, like: torch.Tensor) -> _Mapped:
+def _reserve(folder: Path, tokens: int, like: torch.Tensor) -> _States:
     """A file with room for the states of all tokens. Raises CapacityError where the disk has none."""
     size, free = tokens * like.shape[1] * like.element_size(), shutil.disk_usage(folder).free
     if size + SPARE_BYTES > free:
@@ -203,10 +220,10 @@ def _reserve(folder: Path, tokens: int, like: torch.Tensor) -> _Mapped:
         )  # fmt: skip
     with (folder / STATES).open("wb") as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # a mapped file that finds the disk full ends the process
+            os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise files.as_capacity(error, folder) from None
-    return _Mapped(folder, tokens, like.shape[1], like.dtype)
+    return _States(folder, like.shape[1], like.dtype)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 
 from tunesmith.models.load import identity
 from tunesmith.training.distributed import own_device
@@ -52,7 +53,7 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     key = {
         "weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision,
         "stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None)),
-        "torch": torch.__version__, "device": "cpu" if is_spread else torch.device(own_device()).type,
+        "libraries": [torch.__version__, transformers.__version__], "device": "cpu" if is_spread else torch.device(own_device()).type,
     }  # fmt: skip
     entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
