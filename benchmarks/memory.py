@@ -41,6 +41,7 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
 
     from tunesmith.core.hardware import peak_memory_bytes, reset_peak_memory
     from tunesmith.models.head import label_losses
+    from tunesmith.models.lean import make_lean
     from tunesmith.models.load import find
     from tunesmith.models.recompute import recompute_activations
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
@@ -49,7 +50,10 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(1)  # spinning threads on a busy machine cost more than they give
     found = find("embedded")
     reset_peak_memory()
-    model = method.put(method.load(found, wish["precision"]))
+    model = method.load(found, wish["precision"])
+    make_lean(model)
+    model = method.put(model)
+    make_lean(model)
     if wish["checkpointing"]:
         recompute_activations(model)
     loaded = peak_memory_bytes()

@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+RIVALS = ROOT / ".rivals"
 DATA = ROOT.parent / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
 HELD_OUT, CUTOFF, RANK, ALPHA = 64, 512, 8, 16
 
@@ -61,7 +62,7 @@ class Course:
 
 
 def write_rows(folder: Path, count: int) -> None:
-    """The set's first rows for training and the next for the held-out loss, in the layouts of both programs."""
+    """The set's first rows for training and the next for the held-out loss, in the layouts of all programs."""
     rows = json.loads(DATA.read_text(encoding="utf-8"))[: count + HELD_OUT]
     for name, part in (("train", rows[:count]), ("held_out", rows[count:])):
         (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
@@ -73,6 +74,7 @@ def write_rows(folder: Path, count: int) -> None:
             for row in part
         ]
         (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps({"race": {"file_name": "train.json"}}))
 
 
 def tunesmith(course: Course, name: str, **wishes: Any) -> Contender:
@@ -98,6 +100,25 @@ def tunesmith(course: Course, name: str, **wishes: Any) -> Contender:
     )  # fmt: skip
 
 
+def llamafactory(course: Course, name: str, **wishes: Any) -> Contender:
+    out = course.folder / name
+    config = {
+        "model_name_or_path": str(course.model), "template": "smollm2", "stage": "sft", "do_train": True,
+        "finetuning_type": "lora", "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": "all",
+        "dataset_dir": str(course.folder), "dataset": "race", "cutoff_len": CUTOFF, "output_dir": str(out),
+        "overwrite_output_dir": True, "overwrite_cache": True, "report_to": "none", "logging_steps": 10,
+        "save_strategy": "no", "learning_rate": course.rate, "num_train_epochs": float(course.epochs),
+        "lr_scheduler_type": "cosine", "warmup_ratio": 0.1, "bf16": True, "use_cpu": True,
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8, **wishes,
+    }  # fmt: skip
+    path = course.folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    command = [str(RIVALS / "llamafactory" / "bin" / "llamafactory-cli"), "train", str(path)]
+    return Contender(
+        name, command, lambda: out, lambda _: json.loads((out / "train_results.json").read_text())["train_runtime"]
+    )
+
+
 def trl(course: Course, name: str, *, dtype: str = "float32", **options: Any) -> Contender:
     out = course.folder / name
     wish = {
@@ -116,6 +137,8 @@ def contenders(job: str, folder: Path, model: Path, rows: int) -> tuple[Course, 
     course = Course(folder, model, rows, epochs, rate, last_layers)
     return course, [
         tunesmith(course, "tunesmith"),
+        llamafactory(course, "llamafactory example"),
+        llamafactory(course, "llamafactory tuned", **LLAMAFACTORY_TUNED),
         trl(course, "trl defaults"),
         trl(course, "trl tuned", dtype="bfloat16", **TRL_TUNED),
     ]
@@ -123,6 +146,10 @@ def contenders(job: str, folder: Path, model: Path, rows: int) -> tuple[Course, 
 
 JOBS = {"lora": (None, 1, 1e-4), "last4": (4, 3, 1e-3)}
 """By name: trained last layers (null for all), epochs, learning rate."""
+LLAMAFACTORY_TUNED = {
+    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "disable_gradient_checkpointing": True,
+    "train_sampling_strategy": "group_by_length", "flash_attn": "sdpa",
+}  # fmt: skip
 TRL_TUNED = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
 
 

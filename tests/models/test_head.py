@@ -140,4 +140,4 @@ def test_long_rows_make_no_square_of_their_length(monkeypatch):
     monkeypatch.setattr(head, "WIDEST_SHARED", 239)
     same(model, batch)
     ours = [shape for shape in seen["model"] if shape[0] == 1]
-    assert ours == [(1, 16 + 2 * 224), (1, 2 * 240)]
+    assert ours == [(1, 256), (1, 272)]  # 16 + 240 - 16 + 30 - 16 tokens and 240 + 30, in steps of 16

@@ -80,7 +80,7 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
                     "--calibration_seconds", 0)  # fmt: skip
     assert prepared["seconds_per_epoch"] is None
     assert prepared["total_bytes"] == made["total_bytes"]
-    longest = plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32")
+    longest = plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32", "--cutoff", 2048)
     assert longest["activations_bytes"] > made["activations_bytes"]
     prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
     largest = largest_batch(prepared_rows, BatchConfig(rows=4), 42)

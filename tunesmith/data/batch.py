@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -25,6 +26,10 @@ class BatchConfig(Config):
     """Rows that go through the model together."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are added up before the weights move."""
+    tokens: Literal["auto"] | Annotated[int, Field(ge=16)] | None = "auto"
+    """Most tokens that go through the model together: a batch of more goes in several passes, with the same gradient and
+    less memory. A longer row goes alone. null: no limit; auto: 1024 on a CPU and no limit on a GPU. Objectives that
+    compare the rows of a batch (kto) or draw answers (ppo, grpo) have none."""
 
 
 WIDTH_STEP = 4
@@ -35,8 +40,9 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
     """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
 
     Rows are shuffled, the rows of one step (rows x accumulate) are drawn together, and inside windows of 16 steps rows
-    of like length are put side by side so that padding stays small; steps are shuffled again. The last step may be
-    smaller than the others.
+    of like length are put side by side so that padding stays small; steps are shuffled again, except that the longest
+    one comes first of all: what does not fit in memory shows at once. The last step may be smaller than the others.
+    Batches of more than `batch.tokens` tokens are cut, where that is a number.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))
@@ -49,9 +55,27 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
         near = sorted(rows[start : min(start + window, full)], key=lambda row: lengths[row])
         steps += [near[i : i + per_step] for i in range(0, len(near), per_step)]
     shuffle.shuffle(steps)
+    if epoch == 0 and steps:
+        steps.insert(0, steps.pop(max(range(len(steps)), key=lambda place: sum(lengths[row] for row in steps[place]))))
     if full < len(rows):
         steps.append(sorted(rows[full:], key=lambda row: lengths[row]))
-    return [[step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps]
+    whole = ([step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps)
+    return [[part for rows in step for part in _cut(rows, lengths, batch.tokens)] for step in whole]
+
+
+def _cut(rows: list[int], lengths: Sequence[int], limit: int | Literal["auto"] | None) -> list[list[int]]:
+    """The rows in as few parts of about equally many tokens as keep to the limit."""
+    total = sum(lengths[row] for row in rows)
+    if not isinstance(limit, int) or total <= limit:
+        return [rows]
+    for count in range(math.ceil(total / limit), len(rows)):
+        parts, before = list[list[int]]([] for _ in range(count)), 0
+        for row in rows:
+            parts[int((before + lengths[row] / 2) * count / total)].append(row)
+            before += lengths[row]
+        if all(len(part) == 1 or sum(lengths[row] for row in part) <= limit for part in parts):
+            return [part for part in parts if part]
+    return [[row] for row in rows]
 
 
 def width_of(lengths: Iterable[int]) -> int:

@@ -58,7 +58,7 @@ def label_losses(
     take_over_attention(model)
     with (
         _head_scores(head, joined.targets[places], smoothing),
-        embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined=True),
+        embedding_noise(model, noise, pad(batch["attention_mask"], (leading_logits(model), 0)), joined),
         embedded(model, joined.ids, joined.positions) as tokens,
         entered(model, joined.states, entry_of(batch)),
     ):

@@ -1,4 +1,4 @@
-"""A padded batch as one sequence: the beginning that all rows share once, then the rows one behind the other.
+"""A padded batch as one sequence: the beginning that all rows share once, then the rows one behind the other, no padding.
 
 Linear layers see every token once; only attention knows the rows. Each row attends to the shared beginning and to itself,
 so losses and gradients are those of the padded batch.
@@ -23,9 +23,13 @@ SMALL_SCORES = 200 * 200
 """Scores of a row and head up to which plain products beat the fused CPU kernel, whose backward is slow for short rows."""
 
 
+LENGTH_STEP = 16
+"""Tokens; sequences are filled up to a multiple of it, so that few shapes come up (decision 005)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """A batch of B rows and T tokens, the first `shared` of them equal in all rows. N = shared + B * (T - shared)."""
+    """A batch of B rows and at most T tokens, the first `shared` of them equal in all rows, as a sequence of N tokens."""
 
     ids: torch.Tensor
     """(1, N)"""
@@ -38,8 +42,25 @@ class Joined:
     long rows that share nothing take the kernel's own causal mask, and a square of their length would fill the memory."""
     shared: int
     rows: int
+    width: int
+    """T - shared"""
+    real: torch.Tensor | None
+    """(n,) which of B * width places hold tokens; None where all do, and nothing is filled up."""
     states: torch.Tensor | None = None
     """(1, N, D), what enters the first layer that is computed, where the layers before it are left out."""
+
+    def apart(self, part: torch.Tensor) -> torch.Tensor:
+        """The rows behind the shared beginning: (N, ...) -> (B, width, ...); padding holds anything."""
+        from tunesmith.models.lean import ToPlaces
+
+        own = part[self.shared :]
+        if self.real is not None:
+            own = ToPlaces.apply(own[: len(self.real)], self.real, self.rows * self.width)
+        return own.unflatten(0, (self.rows, self.width))  # pyright: ignore[reportAttributeAccessIssue]
+
+    def in_line(self, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
+        """The way back: the shared beginning (shared, ...) and the rows (B, width, ...) -> (N, ...)."""
+        return _in_line(first, rest, self.real)
 
 
 def may_join(model: Any) -> bool:
@@ -73,9 +94,9 @@ def shared_tokens(batch: dict[str, torch.Tensor]) -> int:
 
 
 def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
-    """Put a right-padded batch (input_ids, labels, each (B, T); perhaps states, (B, T, D)) into one sequence.
+    """Put a right-padded batch (input_ids, attention_mask, labels, each (B, T); perhaps states, (B, T, D)) into one sequence.
 
-    Padding stands behind the tokens of its row, which therefore never see it; it has no target.
+    What fills it up stands at the end and has no target.
     """
     import torch
 
@@ -86,18 +107,32 @@ def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
     places = torch.arange(width, device=ids.device)
     side = width if shared or width * width <= SMALL_SCORES else 1
     bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
+    real = batch["attention_mask"][:, shared:].flatten().nonzero().squeeze(1)
+    is_whole = len(real) == rows * (width - shared) and (shared + len(real)) % LENGTH_STEP == 0
+    real = None if is_whole else real
 
-    def one_row(first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
-        return torch.cat([first[:shared], rest.flatten(0, 1)])
+    def one_row(every: torch.Tensor, filler: int = 0) -> torch.Tensor:
+        return _in_line(every[0, :shared], every[:, shared:], real, filler)
 
     states = batch.get("states")
+    targets[:, : max(shared - 1, 0)] = IGNORED
     return Joined(
-        ids=one_row(ids[0], ids[:, shared:])[None],
-        positions=one_row(places, places[shared:].expand(rows, -1))[None],
-        targets=one_row(torch.full_like(targets[0], IGNORED), targets[:, shared:]),
-        bias=bias[None, None], shared=shared, rows=rows,
-        states=None if states is None else one_row(states[0], states[:, shared:])[None],
+        ids=one_row(ids)[None], positions=one_row(places.expand(rows, -1))[None], targets=one_row(targets, IGNORED),
+        bias=bias[None, None], shared=shared, rows=rows, width=width - shared, real=real,
+        states=None if states is None else one_row(states)[None],
     )  # fmt: skip
+
+
+def _in_line(first: torch.Tensor, rest: torch.Tensor, real: torch.Tensor | None, filler: int = 0) -> torch.Tensor:
+    import torch
+
+    from tunesmith.models.lean import FromPlaces
+
+    own: Any = rest.flatten(0, 1)
+    if real is None:
+        return torch.cat([first, own])
+    tail = own.new_full((-(len(first) + len(real)) % LENGTH_STEP, *own.shape[1:]), filler)
+    return torch.cat([first, FromPlaces.apply(own, real), tail])  # pyright: ignore[reportCallIssue, reportArgumentType]
 
 
 def take_over_attention(model: Any) -> None:
@@ -127,41 +162,29 @@ def _attention(
     bias = joined.bias[0, 0].to(query.dtype)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (N, heads, D)
     q, k = q.to(v.dtype), k.to(v.dtype)
-
-    def own(part: torch.Tensor) -> torch.Tensor:
-        return part[shared:].unflatten(0, (rows, -1))  # (B, T - shared, heads, D)
-
+    queries, keys, values = (joined.apart(part) for part in (q, k, v))  # (B, width, heads, D)
     if not shared:
-        return _attend(own(q), own(k), own(v), bias, scale, drop).flatten(0, 1)[None], None
+        return joined.in_line(q[:0], _attend(queries, keys, values, bias, scale, drop))[None], None
     first = _attend(q[None, :shared], k[None, :shared], v[None, :shared], bias[:shared, :shared], scale, drop)
-    keys, values = (torch.cat([part[:shared].expand(rows, -1, -1, -1), own(part)], dim=1) for part in (k, v))
-    rest = _attend(own(q), keys, values, bias[shared:], scale, drop)
-    return torch.cat([first[0], rest.flatten(0, 1)])[None], None
+    before_keys, before_values = (part[:shared].expand(rows, -1, -1, -1) for part in (k, v))
+    keys, values = torch.cat([before_keys, keys], dim=1), torch.cat([before_values, values], dim=1)
+    return joined.in_line(first[0], _attend(queries, keys, values, bias[shared:], scale, drop))[None], None
 
 
 def _attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float, dropout: float
 ) -> torch.Tensor:
     """Attention of q (B, T, H, D) over k and v (B, S, G, D), H a multiple of G; bias (T, S). Returns (B, T, H, D)."""
-    import torch
-    from torch.nn.functional import dropout as drop
     from torch.nn.functional import scaled_dot_product_attention
 
-    rows, length, heads, width = q.shape
-    seen, groups = k.shape[1:3]
-    if q.device.type != "cpu" or length * seen > SMALL_SCORES:
-        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        causal = length == seen
-        return scaled_dot_product_attention(
-            q, k, v, attn_mask=None if causal else bias, is_causal=causal, dropout_p=dropout, scale=scale,
-            enable_gqa=heads != groups,
-        ).transpose(1, 2)  # fmt: skip
-    each = heads // groups
-    q = (q * scale).unflatten(2, (groups, each)).permute(0, 2, 3, 1, 4).reshape(rows * groups, each * length, width)
-    k, v = (part.transpose(1, 2).contiguous().flatten(0, 1) for part in (k, v))  # (B G, S, D)
-    scores = (q @ k.transpose(1, 2)).unflatten(1, (each, length)) + bias  # (B G, each, T, S)
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(v.dtype)
-    if dropout:
-        weights = drop(weights, dropout)
-    mixed = (weights.flatten(1, 2) @ v).unflatten(0, (rows, groups)).unflatten(2, (each, length))  # (B, G, each, T, D)
-    return mixed.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    from tunesmith.models.lean import RowAttention
+
+    (_, length, heads, _), (seen, groups) = q.shape, k.shape[1:3]
+    if q.device.type == "cpu" and length * seen <= SMALL_SCORES and not dropout:
+        return RowAttention.apply(q, k, v, bias, scale)  # pyright: ignore[reportReturnType]
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    causal = length == seen
+    return scaled_dot_product_attention(
+        q, k, v, attn_mask=None if causal else bias, is_causal=causal, dropout_p=dropout, scale=scale,
+        enable_gqa=heads != groups,
+    ).transpose(1, 2)  # fmt: skip

@@ -9,13 +9,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.models.joined import Joined
+
 
 @contextmanager
-def embedding_noise(model: Any, alpha: float | None, mask: torch.Tensor, *, joined: bool = False) -> Iterator[None]:
+def embedding_noise(
+    model: Any, alpha: float | None, mask: torch.Tensor, joined: Joined | None = None
+) -> Iterator[None]:
     """While it lasts, embeddings get uniform noise of at most alpha / sqrt(L d), L the tokens of their row, d their width.
 
-    (arXiv 2310.05914, algorithm 1.) `mask` (B, T) is 1 for real tokens; `joined` rows stand one behind the other in one
-    sequence of B * T tokens. An alpha of None adds nothing.
+    (arXiv 2310.05914, algorithm 1.) `mask` (B, T) is 1 for real tokens; `joined` are the rows in one sequence,
+    nothing of them shared. An alpha of None adds nothing.
     """
     import torch
 
@@ -23,7 +27,8 @@ def embedding_noise(model: Any, alpha: float | None, mask: torch.Tensor, *, join
         yield
         return
     limits = alpha / mask.sum(dim=1).float().sqrt()  # (B,)
-    limits = limits.repeat_interleave(mask.shape[1])[None, :, None] if joined else limits[:, None, None]
+    each = limits[:, None, None].expand(*mask.shape, 1)  # (B, T, 1)
+    limits = joined.in_line(each[0, :0], each)[None] if joined else each
 
     def add(_module: Any, _words: Any, embeddings: torch.Tensor) -> torch.Tensor:
         drawn = torch.empty_like(embeddings).uniform_(-1, 1)

@@ -52,8 +52,7 @@ def states_before(model: Any, batch: dict[str, torch.Tensor], entry: int) -> tor
     finally:
         last.remove()
     (states,) = seen  # (N, D)
-    own = states[shared:].unflatten(0, (joined.rows, -1))
-    return torch.cat([states[:shared].expand(joined.rows, -1, -1), own], dim=1)
+    return torch.cat([states[:shared].expand(joined.rows, -1, -1), joined.apart(states)], dim=1)
 
 
 def entry_of(batch: dict[str, torch.Tensor]) -> int:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.joined import FAMILIES, SMALL_SCORES
+from tunesmith.models.joined import FAMILIES, LENGTH_STEP, SMALL_SCORES
 from tunesmith.models.shape import Linear, Shape
 
 
@@ -27,6 +27,10 @@ class Batch:
     """Tokens at the beginning that are the same in all rows and go through the model once (models/joined.py)."""
     on_cpu: bool = True
     """Where attention of short rows is made of plain products."""
+    step: int = LENGTH_STEP
+    """Tokens to whose multiple joined rows are filled up; 1 where rows are not joined."""
+    lean: bool = True
+    """Modules compute as models/lean.py has it: not where the weights are spread over processes."""
 
     @property
     def own(self) -> int:
@@ -41,8 +45,9 @@ class Batch:
 
     @property
     def computed(self) -> int:
-        """All tokens that go through the model."""
-        return self.shared + self.own
+        """All tokens that go through the model, and what fills up their sequence."""
+        tokens = self.shared + self.own
+        return tokens + -tokens % self.step
 
 
 def joins(shape: Shape, footprint: Footprint) -> bool:
@@ -99,10 +104,17 @@ class _Layer:
         return [linear for linear in (*self.shape.attention, *self.shape.mlp) if linear in chosen]
 
     def norms(self) -> int:
-        """Input in fp32 and 1 / rms; where the norm is trained also their product. LayerNorm: input, mean, 1 / std."""
+        """Input and 1 / rms; not lean: input in fp32, and their product where the norm is trained. LayerNorm: input,
+        mean, 1 / std.
+        """
         it, residual = self.shape, _residual(self.footprint, bf16=self.bf16)
         if it.norm_bias:
             return it.norms * residual * (it.hidden + 2)
+        if self.batch.lean:
+            behind = max(0, it.norms - 2)  # what a block gave, before it is added
+            heads = (it.heads + it.key_value_heads) * it.head_norms
+            inputs = it.hidden * ((it.norms - behind) * residual + behind * self.number)
+            return inputs + 4 * (it.norms + heads) + heads * it.head_size * self.number
         product = (4 if self._gemma else residual) if self.footprint.norms else 0
         bytes_a_token = it.norms * (it.hidden * (4 + product) + 4)
         if it.head_norms:
@@ -146,8 +158,8 @@ class _Layer:
         it = self.shape
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
         if self.batch.on_cpu and tokens * seen <= SMALL_SCORES:
-            scores = it.heads * tokens * seen * (4 + (2 if self.bf16 else 0))  # softmax in fp32, its copy
-            return rows * (self.number * (query * tokens + 2 * key * seen) + scores)
+            scores = it.heads * tokens * seen  # the softmax
+            return rows * self.number * (query * tokens + 2 * key * seen + scores)
         return rows * ((self.number * 2 * query + 4 * it.heads) * tokens + self.number * 2 * key * seen)
 
     def linear_inputs(self) -> int:
@@ -155,8 +167,7 @@ class _Layer:
         *readers, out = self.shape.attention
         *openers, down = self.shape.mlp
         kernel = not (self.shape.softcap or self.shape.attention_dropout or self._fused)
-        if self._joined:
-            kernel = not (self._small or self.batch.shared)  # otherwise it is put together anew
+        kernel = kernel and not self._joined  # whose rows are put in line anew
         saved_already = kernel and not self._own_copies
         groups: list[Sequence[Linear]] = [readers, openers, [down], *([] if saved_already else [[out]])]
         return sum(self._inputs(group) for group in groups)
@@ -168,7 +179,13 @@ class _Layer:
     @property
     def _own_copies(self) -> bool:
         """Adapters do not read the very tensor their neighbours read, but a converted or dropped copy."""
-        return bool(self.adapted) and (self.bf16 or self.footprint.dropout > 0)
+        return bool(self.adapted) and not self._adds_leanly and (self.bf16 or self.footprint.dropout > 0)
+
+    @property
+    def _adds_leanly(self) -> bool:
+        """Adapters are added into the very product of the frozen weight."""
+        special = self.footprint.dropout or self.footprint.dora or self.footprint.quantized
+        return self.batch.lean and not special
 
     def _inputs(self, group: Sequence[Linear]) -> int:
         reading = [linear for linear in group if linear in (*self.footprint.trained_linears, *self.adapted)]
@@ -189,12 +206,13 @@ class _Layer:
         return self.shape.family.startswith("gemma")
 
     def between(self) -> int:
-        """The middle of the MLP (SwiGLU: gate, its activation, up; GELU by hand: four), adapters' middles, DoRA.
+        """The middle of the MLP (SwiGLU: gate, up, and its activation unless lean; GELU by hand: four), adapters' middles, DoRA.
 
         A bottleneck keeps its input and its middle.
         """
         it = self.shape
-        middle = (3 if it.gated else 4) * it.inner * self.number
+        is_lean = self.batch.lean and not self._gemma and not self._fused
+        middle = (4 if not it.gated else 2 if is_lean else 3) * it.inner * self.number
         if not it.gated:
             middle += 2 * it.hidden * self.number  # GPT-2 drops out after both blocks
         outputs = sum(linear.outputs for linear in self.adapted) if self.footprint.dora else 0

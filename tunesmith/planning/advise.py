@@ -64,10 +64,11 @@ def _smaller_methods(method: Method) -> list[Method]:
 
 def _smaller_batches(wish: Wish) -> Iterator[Wish]:
     """The same rows a step in more batches: only divisors, so that the gradient stays the same."""
-    for rows in range(wish.rows - 1, 0, -1):
-        if wish.rows % rows == 0:
-            labelled = wish.labelled and -(-wish.labelled * rows // wish.rows)
-            yield replace(wish, rows=rows, accumulate=wish.accumulate * wish.rows // rows, labelled=labelled)
+    for rows in range(wish.rows // wish.each - 1, 0, -1):
+        if wish.rows_a_step % rows == 0:
+            labelled = wish.labelled and -(-wish.labelled * rows * wish.each // wish.rows)
+            often = wish.rows_a_step // rows
+            yield replace(wish, rows=rows * wish.each, accumulate=often, labelled=labelled, step_rows=wish.rows_a_step)
 
 
 def _one_row(wish: Wish) -> Wish:
@@ -76,4 +77,4 @@ def _one_row(wish: Wish) -> Wish:
 
 
 def _batch(wish: Wish) -> str:
-    return f"--batch.rows {wish.rows} --batch.accumulate {wish.accumulate}"
+    return f"--batch.rows {wish.rows // wish.each} --batch.accumulate {wish.accumulate}"

@@ -15,6 +15,7 @@ from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import Machine
 from tunesmith.models.footprint import Footprint
 from tunesmith.models.head import CHUNK, is_worth_sharing
+from tunesmith.models.joined import LENGTH_STEP
 from tunesmith.models.methods import Method
 from tunesmith.models.shape import Shape
 from tunesmith.planning.activations import Batch, boundary_bytes, joins, layer_bytes, passed_bytes, prefix_bytes
@@ -49,15 +50,19 @@ class Wish:
     method: Method
     precision: Literal["fp32", "bf16"]
     rows: int
-    """Rows that go through the model together."""
+    """Sequences that go through the model together."""
     tokens: int
-    """Tokens of the longest row."""
+    """Tokens of the longest of them."""
     labelled: int | None = None
     """Positions of the largest batch whose logits are computed; None means all."""
     shared: int = 0
     """Tokens at the beginning that all rows share; where nothing forbids it they are computed once."""
     accumulate: int = 1
-    """Batches whose gradients are added up; from 2 on gradients live through the forward pass too."""
+    """Passes whose gradients are added up; from 2 on gradients live through the forward pass too."""
+    each: int = 1
+    """Sequences of a row: two of a pair."""
+    step_rows: int | None = None
+    """Rows of a step; None means those of all its passes."""
     checkpointing: bool | Literal["auto"] = "auto"
     """Recompute activations; auto only where it does not fit without."""
     optimizer: OptimizerKind = "adamw"
@@ -67,6 +72,13 @@ class Wish:
     """A value head is trained beside the model: a number for every hidden state."""
     limit_bytes: int | None = None
     """Memory the run may take; None means what the machine has free."""
+    is_spread: bool = False
+    """Weights are held in pieces by several processes."""
+
+    @property
+    def rows_a_step(self) -> int:
+        """Rows whose gradients one step adds up."""
+        return self.step_rows or self.rows // self.each * self.accumulate
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,10 @@ def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch
     drawn = shape.attention_dropout or footprint.dropout
     tokens, shared = wish.tokens + footprint.virtual, wish.shared + footprint.virtual
     once = is_worth_sharing(shared, tokens) and wish.rows > 1 and joins(shape, footprint) and not drawn
-    return Batch(wish.rows, tokens, padded=wish.rows > 1, shared=shared if once else 0, on_cpu=device == "cpu")
+    return Batch(
+        wish.rows, tokens, padded=wish.rows > 1, shared=shared if once else 0, on_cpu=device == "cpu",
+        step=LENGTH_STEP if joins(shape, footprint) else 1, lean=not wish.is_spread,
+    )  # fmt: skip
 
 
 def _logits_bytes(shape: Shape, wish: Wish, footprint: Footprint) -> int:

@@ -124,6 +124,7 @@ def lay_out(shape: Shape, wish: Wish, machine: Machine, processes: tuple[int, in
     Processes on one CPU share its memory, and offload moves nothing there. Each process has a GPU of its own.
     """
     here, total = processes
+    wish = replace(wish, is_spread=layout.kind == "fsdp" or layout.stage == 3)
     parts, trained = predict(shape, wish, machine.device), trained_parameters(shape, wish.method)
     held, on_cpu = held_by(layout, parts, shape, trained, total), machine.device == "cpu"
     if on_cpu:

@@ -13,6 +13,7 @@ from tunesmith.models.load import identity
 from tunesmith.training.distributed import own_device
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
+from tunesmith.training.passes import batch_of
 from tunesmith.training.watch import watch_over
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
 
     What the objective wants to know of the untrained model is asked before the method changes it.
     """
+    from tunesmith.models.lean import make_lean
     from tunesmith.models.recompute import recompute_activations
     from tunesmith.models.shape import read_shape
     from tunesmith.models.split import frozen_layers
@@ -50,6 +52,8 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
     # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
     is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+    if not is_spread:
+        make_lean(model)
     key = {
         "weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision,
         "stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None)),
@@ -60,6 +64,8 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
         add_reference(model, splits, key, run)
     torch.manual_seed(config.seed)
     model = config.method.put(model)
+    if not is_spread:
+        make_lean(model)
     assert not entry or entry <= frozen_layers(model), "a layer whose states are read from disk is trained"
     if plan.checkpointing:
         recompute_activations(model)
@@ -85,10 +91,11 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
         if has_critic:
             trained.restore(folder)
 
+    batch = batch_of(config, own_device().split(":")[0], splits["train"].each)
     base = {"model": config.model, "weights_sha256": identity(ready.found)}
     template = ready.dataset.template_sha256
     return Job(
-        model=model, objective=config.objective, batch=config.batch, optimizer=config.optimizer,
+        model=model, objective=config.objective, batch=batch, optimizer=config.optimizer,
         rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation, save=config.save,
         precision=ready.plan.precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
 from tunesmith.training.distributed import DevicesConfig, Team, check_companions, plan_devices
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
+from tunesmith.training.passes import batch_of
 from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
@@ -157,26 +159,29 @@ def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp
 
     Raises ModelError for a reward model that is none.
     """
+    from tunesmith.core.hardware import probe
     from tunesmith.planning.activations import joins
     from tunesmith.planning.memory import Wish
 
-    objective, sequences = config.objective, config.batch.rows
+    objective, each = config.objective, rows.each if rows else 1
+    if not rows and set(objective.ROWS) <= {"preference", "feedback"}:
+        each = 2
+    batch = batch_of(config, probe().device, each)
     if rows:
-        together = Team(processes=config.devices.total).batch(config.batch)
-        batch = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
+        together = Team(processes=config.devices.total).batch(batch)
+        known = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
     else:
-        batch = {"tokens": config.cutoff}
+        at_once = min(batch.rows, max(1, (batch.tokens or config.cutoff * batch.rows) // config.cutoff))
+        known = {"tokens": config.cutoff, "rows": at_once * each, "passes": math.ceil(batch.rows / at_once)}
     if isinstance(objective, Ppo | Grpo):
-        batch |= _drawn(objective, max(rows.lengths) if rows else config.cutoff, sequences, precision)
-    else:
-        sequences *= rows.each if rows else 2 if set(objective.ROWS) <= {"preference", "feedback"} else 1
+        known |= _drawn(objective, max(rows.lengths) if rows else config.cutoff, batch.rows, precision)
     if objective.kind == "reward":
-        batch["labelled"] = 0  # its head gives one number, and no words
+        known["labelled"] = 0  # its head gives one number, and no words
     return Wish(
-        model=config.model, method=config.method, precision=precision, rows=sequences,
-        accumulate=config.batch.accumulate, limit_bytes=config.memory.limit_bytes,
+        model=config.model, method=config.method, precision=precision,
+        accumulate=batch.accumulate * known.pop("passes"), each=each, step_rows=batch.rows * batch.accumulate, limit_bytes=config.memory.limit_bytes,
         checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        optimizer=config.optimizer.kind, **batch,
+        optimizer=config.optimizer.kind, **known,
     )  # fmt: skip
 
 
@@ -185,7 +190,7 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
     from tunesmith.training.rewards import held_bytes
 
     return {
-        "tokens": prompt + objective.answer_tokens, "labelled": rows * objective.answer_tokens,
+        "rows": rows, "tokens": prompt + objective.answer_tokens, "labelled": rows * objective.answer_tokens,
         "reward_bytes": held_bytes(objective.reward, precision), "has_critic": objective.has_critic,
     }  # fmt: skip
 
@@ -193,7 +198,8 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
 def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, Any]:
     """What a Wish needs to know of the batches of the first epochs.
 
-    `tokens` of the widest batch, `labelled`: the most positions whose logits one batch computes (trained tokens where
+    `rows` and `tokens` of the one that is the largest (its sequences, the longest of them), in how many `passes` a batch
+    goes through the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where
     rows are joined, otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same
     in all rows and come before any label.
     """
@@ -201,15 +207,21 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
 
     from tunesmith.data.batch import order_steps, width_of
 
-    labelled = 0
+    labelled, passes, largest = 0, 1, (0, 0)
     for epoch in range(epochs):
-        for numbers in (numbers for step in order_steps(rows.lengths, batch, seed, epoch) for numbers in step):
-            columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
-            for sequence in (sequence for number in numbers for sequence in rows.sequences(number)):
-                columns[: len(sequence.ids)] |= sequence.trained
-            trained = sum(rows.labels[number] for number in numbers)
-            labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each)
-    return {"tokens": width_of(rows.lengths), "labelled": labelled, "shared": _shared(rows)}
+        for step in order_steps(rows.lengths, batch, seed, epoch):
+            passes = max(passes, math.ceil(len(step) / batch.accumulate))
+            for numbers in step:
+                columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
+                for sequence in (sequence for number in numbers for sequence in rows.sequences(number)):
+                    columns[: len(sequence.ids)] |= sequence.trained
+                trained = sum(rows.labels[number] for number in numbers)
+                labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each)
+                here = len(numbers) * rows.each, width_of(rows.lengths[number] for number in numbers)
+                largest = max(largest, here, key=lambda it: (it[0] * it[1], it[1]))
+    return {
+        "rows": largest[0], "tokens": largest[1], "labelled": labelled, "shared": _shared(rows), "passes": passes,
+    }  # fmt: skip
 
 
 def _shared(rows: Rows) -> int:
@@ -250,7 +262,7 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
         run.say("no weights here: the time of an epoch is not measured")
         return None
     rows = Rows(folder, "train")
-    steps = order_steps(rows.lengths, config.batch, config.seed, 0)
+    steps = order_steps(rows.lengths, batch_of(config, plan.device, rows.each), config.seed, 0)
     tokens = [sum(len(batch) * max(rows.lengths[n] for n in batch) for batch in step) for step in steps]
     run.say(f"measuring a few of {len(steps)} steps for about {config.calibration_seconds:g} s")
     make = _stepper(config, source, rows, steps, plan)
@@ -265,12 +277,14 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
 
     from tunesmith.data.batch import collate
     from tunesmith.models.head import label_losses
+    from tunesmith.models.lean import make_lean
     from tunesmith.models.load import Found
     from tunesmith.models.recompute import recompute_activations
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
     bf16, device = plan.precision == "bf16", torch.device(plan.device)
     model = config.method.put(config.method.load(Found(config.model, source), plan.precision)).to(device).train()
+    make_lean(model)
     if plan.checkpointing:
         recompute_activations(model)
     optimizer = make_optimizer(model, OptimizerConfig(), config.method.rate_factor)
