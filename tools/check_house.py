@@ -47,10 +47,14 @@ def check_file(path: Path) -> Iterator[str]:
 
 
 def public_in(tree: ast.Module, node: ast.AST) -> bool:
-    """Whether a function is part of what its room offers: top level or a method of a public class, no underscore."""
+    """Whether a function is part of what its room offers: top level or a method of a public class, no underscore.
+
+    Methods of an autograd Function are torch's to call: what it computes stands at its class.
+    """
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
         return False
-    owners = [tree, *(c for c in tree.body if isinstance(c, ast.ClassDef) and not c.name.startswith("_"))]
+    public = (c for c in tree.body if isinstance(c, ast.ClassDef) and not c.name.startswith("_"))
+    owners = [tree, *(c for c in public if "Function" not in {ast.unparse(base) for base in c.bases})]
     return any(node in owner.body for owner in owners)
 
 
@@ -63,7 +67,7 @@ def _check_node(node: ast.AST, public: bool) -> Iterator[str]:
             [
                 a
                 for a in (*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs)
-                if a.arg not in {"self", "cls"}
+                if a.arg not in {"self", "cls", "ctx"}
             ]
         )
         if count > PARAMETERS:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import pytest
 import torch
 
 from tunesmith.data.batch import BatchConfig, collate, order_steps
@@ -28,6 +29,29 @@ def test_rows_of_like_length_stand_together():
     steps = order_steps(lengths, BatchConfig(rows=8), 1, 0)
     padded = sum(8 * max(lengths[row] for row in numbers) for step in steps for numbers in step)
     assert sum(lengths) / padded > 0.9  # a random order gives about 0.56
+
+
+def test_the_longest_step_comes_first():
+    lengths = [random.Random(2).randint(10, 500) for _ in range(100)]
+    first, *others = order_steps(lengths, BatchConfig(rows=8, tokens=None), 1, 0)
+    assert all(total(lengths, first) >= total(lengths, step) for step in others)
+
+
+@pytest.mark.parametrize("limit", [60, 300, 1000, 10**6])
+def test_passes_keep_to_their_tokens_and_the_rows_of_a_step(limit):
+    lengths = [random.Random(3).randint(10, 500) for _ in range(203)]
+    whole = order_steps(lengths, BatchConfig(rows=8, accumulate=2, tokens=None), 1, 1)
+    cut = order_steps(lengths, BatchConfig(rows=8, accumulate=2, tokens=limit), 1, 1)
+    assert [[row for rows in step for row in rows] for step in cut] == [
+        [row for rows in step for row in rows] for step in whole
+    ]
+    assert all(len(rows) == 1 or total(lengths, [rows]) <= limit for step in cut for rows in step)
+    fewest = [sum(max(1, -(-total(lengths, [rows]) // limit)) for rows in step) for step in whole]
+    assert all(len(step) <= 2 * least for step, least in zip(cut, fewest, strict=True) if limit >= 300)
+
+
+def total(lengths, step):
+    return sum(lengths[row] for rows in step for row in rows)
 
 
 def test_padding_and_labels(tmp_path):

@@ -8,10 +8,13 @@ import math
 import pytest
 
 from tests.runs import events, goes_on_after, losses
+from tunesmith import verbs
 from tunesmith.core import files
+from tunesmith.core.config import load
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.data.dataset import Rows
 from tunesmith.training import checkpoint
+from tunesmith.training.passes import batch_of
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -28,6 +31,30 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(train, tmp_path):
     train(tmp_path / "one", batch__rows=8)
     train(tmp_path / "four", batch__rows=2, batch__accumulate=4)
     assert losses(tmp_path / "one") == pytest.approx(losses(tmp_path / "four"), abs=2e-5)
+
+
+def test_a_batch_in_passes_gives_the_step_of_the_whole(train, tmp_path):
+    train(tmp_path / "whole", batch__tokens=None)
+    train(tmp_path / "passes", batch__tokens=96)
+    assert losses(tmp_path / "whole") == pytest.approx(losses(tmp_path / "passes"), abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "objective", [{"kind": "kto"}, {"kind": "ppo", "reward": "r"}, {"kind": "grpo", "reward": "r"}]
+)
+def test_objectives_that_read_the_rows_together_refuse_passes(objective):
+    document = {"model": "embedded", "dataset": {"path": ["rows.jsonl"]}, "objective": objective}
+    config = load(verbs.config_class("train"), document, [])
+    assert batch_of(config, "cpu").tokens is None
+    config = load(verbs.config_class("train"), document, [("batch.tokens", 96)])
+    with pytest.raises(UsageError, match="batch.tokens.*reads the rows of a batch together"):
+        batch_of(config, "cpu")
+
+
+def test_a_pass_is_limited_on_a_cpu_and_a_pair_counts_twice():
+    document = {"model": "embedded", "dataset": {"path": ["rows.jsonl"]}}
+    config = load(verbs.config_class("train"), document, [])
+    assert [batch_of(config, *how).tokens for how in (("cpu",), ("cpu", 2), ("cuda",))] == [2048, 1024, None]
 
 
 def test_tokens_are_counted_without_padding(train, tmp_path):

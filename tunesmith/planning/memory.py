@@ -26,9 +26,10 @@ LIBRARIES_BYTES = {"cpu": 420 << 20, "cuda": 1 << 30}
 """RSS of a process with torch, transformers, peft and accelerate at work, measured (benchmarks/memory.py); for cuda the
 context and the allocator's slack, not measured."""
 SCATTER = {
-    "outputs fp32": 3.1, "outputs bf16": 2.6, "outputs fp32 again": 1.75, "outputs bf16 again": 1.4,
+    "outputs fp32": 2.5, "outputs bf16": 1.6, "outputs fp32 again": 1.6, "outputs bf16 again": 1.0,
     "quantized fp32": 4.9, "quantized bf16": 2.6, "quantized fp32 again": 3.4, "quantized bf16 again": 1.7,
-    "layers": 0.15, "gradients": 1.0, "gradients again": 0.5, "beside": 0.4, "beside again": 0.2,
+    "layers fp32": 0.55, "layers bf16": 0.15, "beside": 0.4, "beside again": 0.2,
+    "gradients fp32": 1.2, "gradients bf16": 0.7, "gradients fp32 again": 0.4, "gradients bf16 again": 0.4,
 }  # fmt: skip
 """What glibc's heap holds beyond what lives, as shares (measured on glibc 2.36, see docs/plan.md): freed pieces that no
 later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed, more where
@@ -165,10 +166,10 @@ def _scatter(wish: Wish, footprint: Footprint, batch: Batch, saved_bytes: int) -
     outputs = sum(linear.outputs for linear in footprint.adapted) * (2 if wish.precision == "bf16" else 4)
     kind = "quantized" if footprint.quantized else "outputs"
     adapters = SCATTER[f"{kind} {wish.precision}{again}"] * outputs * batch.computed
-    layers = SCATTER["layers"] * saved_bytes if footprint.trained_linears else 0
+    layers = SCATTER[f"layers {wish.precision}"] * saved_bytes if footprint.trained_linears else 0
     if not footprint.adapted and not footprint.masters:
         layers = SCATTER[f"beside{again}"] * saved_bytes
-    return round(adapters + layers + SCATTER[f"gradients{again}"] * 4 * footprint.masters)
+    return round(adapters + layers + SCATTER[f"gradients {wish.precision}{again}"] * 4 * footprint.masters)
 
 
 def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:

@@ -1,0 +1,114 @@
+"""Real training steps in one setting beside others: speed and peak memory (decisions 005 and 008).
+
+python benchmarks/steps.py [rounds]         # alternating, each run in its own process; writes benchmarks/results/steps.json
+
+Needs ../shared/data and an idle machine.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "steps.json"
+DATA = HERE.parents[1] / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
+LEAN = {"lean": True, "tokens": 2048, "length_step": 16}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as train does it": LEAN,
+    "modules as transformers and peft have them": {**LEAN, "lean": False},
+    "whole batches": {**LEAN, "tokens": None},
+    "whole batches, modules as they are": {**LEAN, "tokens": None, "lean": False},
+    "passes of 512": {**LEAN, "tokens": 512},
+    "passes of 1024": {**LEAN, "tokens": 1024},
+    "sequences of every length": {**LEAN, "length_step": 1},
+    "sequences in steps of 64": {**LEAN, "length_step": 64},
+}
+ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
+
+
+def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """LoRA of all linear layers, rank 8, bf16, as the loop does it; tokens a second count no padding."""
+    from tunesmith.core.hardware import peak_memory_bytes, wait_without_spinning
+
+    wait_without_spinning()  # before torch is loaded, as the command line does it
+    import torch
+    from accelerate import Accelerator
+
+    from tunesmith.data.batch import BatchConfig, collate, order_steps
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models import joined
+    from tunesmith.models.head import label_losses
+    from tunesmith.models.lean import make_lean
+    from tunesmith.models.load import find, load_model
+    from tunesmith.models.methods import Lora
+    from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
+
+    joined.LENGTH_STEP = setting["length_step"]
+    torch.manual_seed(0)
+    rows, method = Rows(folder, "train"), Lora(rank=8, alpha=16)
+    accelerator = Accelerator(mixed_precision="bf16")
+    model = method.put(load_model(find("embedded"), "bf16"))
+    if setting["lean"]:
+        make_lean(model)
+    wish = OptimizerConfig(learning_rate=1e-3)
+    model, optimizer = accelerator.prepare(model, make_optimizer(model, wish, method.rate_factor))
+    model.train()
+    tokens, seconds, loss = 0, 0.0, 0.0
+    for number, step in enumerate(
+        order_steps(rows.lengths, BatchConfig(rows=BATCH, tokens=setting["tokens"]), 0, 0)[:STEPS]
+    ):
+        started = time.perf_counter()
+        passes = [collate(rows, numbers, 2) for numbers in step]
+        labels = sum(int((tensors["labels"] != -100).sum()) for tensors in passes)
+        values = list[torch.Tensor]()
+        for tensors in passes:
+            values.append(label_losses(model, tensors).sum() / labels)
+            accelerator.backward(values[-1])
+        accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss = sum(map(float, values))
+        if number >= WARM:
+            tokens += sum(int(tensors["attention_mask"].sum()) for tensors in passes)
+            seconds += time.perf_counter() - started
+    return {"tokens_per_second": round(tokens / seconds, 1), "peak_bytes": peak_memory_bytes(), "last_loss": loss}
+
+
+def prepare(folder: Path) -> Path:
+    """The set's first rows as a Dataset."""
+    import tunesmith
+
+    rows = folder / "rows.json"
+    rows.write_text(json.dumps(json.loads(DATA.read_text(encoding="utf-8"))[:ROWS]), encoding="utf-8")
+    source = {"path": str(rows), "max_lost": 1}
+    return tunesmith.prepare(model="embedded", dataset=source, cutoff=CUTOFF, share=0, out=folder / "run").dataset
+
+
+def main(words: list[str]) -> None:
+    """Alternate the settings, in another order each round, and write what came out."""
+    if words[:1] == ["--one"]:
+        print(json.dumps(measure(SETTINGS[words[1]], Path(words[2]))))
+        return
+    runs = []
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = prepare(Path(folder))
+        for number in range(int(words[0]) if words else 3):
+            for name in random.Random(number).sample(sorted(SETTINGS), len(SETTINGS)):
+                child = [sys.executable, __file__, "--one", name, str(dataset)]
+                done = subprocess.run(child, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    sys.exit(done.stderr)
+                runs.append({"round": number, "setting": name, **json.loads(done.stdout.splitlines()[-1])})
+                print(runs[-1], flush=True)
+    RESULTS.write_text(json.dumps({"rows": BATCH, "steps": STEPS, "runs": runs}, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
