@@ -1,10 +1,11 @@
-"""The same rows, the same trained parameters, the same held-out rows: Tunesmith and TRL in turns.
+"""The same rows, the same trained parameters, the same held-out rows: Tunesmith, LLaMA-Factory and TRL in turns.
 
-    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,last4] [--out FILE]
+    make benchmark                       # builds LLaMA-Factory's environment in .rivals/, then runs every job
+    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,last4,freeze4] [--out FILE]
 
-Every contender is a process of its own, from start to its saved adapter; one after the other, in another order each round.
-Held-out losses are computed by one and the same code from the saved adapters. Writes benchmarks/results/race.json. Needs
-../shared/data and an idle machine.
+Every contender is a process of its own, from start to its saved weights; one after the other, in another order each round.
+Held-out losses are computed by one and the same code from the saved weights. Writes benchmarks/results/race.json. Needs
+../shared/data and an idle machine; a round of all jobs takes about an hour on two cores.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class Contender:
 
     name: str
     command: list[str]
-    adapter: Callable[[], Path]
-    """Where its adapter lies once it has ended."""
+    made: Callable[[], Path]
+    """Where its adapter, or its whole model, lies once it has ended."""
     seconds: Callable[[str], float]
     """From what it printed: seconds of its training loop alone."""
 
@@ -53,6 +54,8 @@ class Course:
     epochs: int
     rate: float
     last_layers: int | None = None
+    is_whole: bool = False
+    """Those layers' own weights are trained, and no adapters."""
 
     @property
     def layers(self) -> list[int] | None:
@@ -79,9 +82,11 @@ def write_rows(folder: Path, count: int) -> None:
 
 def tunesmith(course: Course, name: str, **wishes: Any) -> Contender:
     out = course.folder / name
-    method = {"kind": "lora", "rank": RANK, "alpha": ALPHA}
+    method: dict[str, Any] = {"kind": "lora", "rank": RANK, "alpha": ALPHA}
     if course.last_layers:
         method["last_layers"] = course.last_layers
+    if course.is_whole:
+        method = {"kind": "freeze", "layers": course.last_layers}
     config = {
         "model": "embedded", "dataset": {"path": [str(course.folder / "train.json")], "max_lost": 1}, "cutoff": CUTOFF, "method": method,
         "optimizer": {"epochs": course.epochs, "learning_rate": course.rate, "warmup": 0.1}, "precision": "bf16",
@@ -104,7 +109,7 @@ def llamafactory(course: Course, name: str, **wishes: Any) -> Contender:
     out = course.folder / name
     config = {
         "model_name_or_path": str(course.model), "template": "smollm2", "stage": "sft", "do_train": True,
-        "finetuning_type": "lora", "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": "all",
+        **_llamafactory_method(course),
         "dataset_dir": str(course.folder), "dataset": "race", "cutoff_len": CUTOFF, "output_dir": str(out),
         "overwrite_output_dir": True, "overwrite_cache": True, "report_to": "none", "logging_steps": 10,
         "save_strategy": "no", "learning_rate": course.rate, "num_train_epochs": float(course.epochs),
@@ -119,11 +124,18 @@ def llamafactory(course: Course, name: str, **wishes: Any) -> Contender:
     )
 
 
+def _llamafactory_method(course: Course) -> dict[str, Any]:
+    if course.is_whole:
+        return {"finetuning_type": "freeze", "freeze_trainable_layers": course.last_layers}
+    assert course.layers is None, "its LoRA names modules, and no layers"
+    return {"finetuning_type": "lora", "lora_rank": RANK, "lora_alpha": ALPHA, "lora_target": "all"}
+
+
 def trl(course: Course, name: str, *, dtype: str = "float32", **options: Any) -> Contender:
     out = course.folder / name
     wish = {
         "rows": str(course.folder / "train.jsonl"), "model": str(course.model), "out": str(out), "rank": RANK, "alpha": ALPHA,
-        "epochs": course.epochs, "rate": course.rate, "layers": course.layers, "dtype": dtype, "options": options,
+        "epochs": course.epochs, "rate": course.rate, "layers": course.layers, "is_whole": course.is_whole, "dtype": dtype, "options": options,
     }  # fmt: skip
     path = course.folder / f"{name}.json"
     path.write_text(json.dumps(wish))
@@ -131,26 +143,32 @@ def trl(course: Course, name: str, *, dtype: str = "float32", **options: Any) ->
     return Contender(name, command, lambda: out, lambda said: json.loads(said.strip().splitlines()[-1])["seconds"])
 
 
+LLAMAFACTORY_TUNED = {"disable_gradient_checkpointing": True, "flash_attn": "sdpa"}
+TRL_TUNED = {"gradient_checkpointing": False, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 8}
+"""The fastest of the settings tried here: eight rows at once are slower on this CPU than one row eight times."""
+
+
 def contenders(job: str, folder: Path, model: Path, rows: int) -> tuple[Course, list[Contender]]:
     """Who runs in a job: each rival as its examples or defaults have it, and with the settings that are fastest here."""
-    last_layers, epochs, rate = JOBS[job]
-    course = Course(folder, model, rows, epochs, rate, last_layers)
-    return course, [
+    course = Course(folder, model, rows, **JOBS[job])
+    all_of_them = [
         tunesmith(course, "tunesmith"),
-        llamafactory(course, "llamafactory example"),
-        llamafactory(course, "llamafactory tuned", **LLAMAFACTORY_TUNED),
         trl(course, "trl defaults"),
         trl(course, "trl tuned", dtype="bfloat16", **TRL_TUNED),
     ]
+    if course.layers is None or course.is_whole:
+        all_of_them += [
+            llamafactory(course, "llamafactory example"),
+            llamafactory(course, "llamafactory tuned", **LLAMAFACTORY_TUNED),
+        ]
+    return course, all_of_them
 
 
-JOBS = {"lora": (None, 1, 1e-4), "last4": (4, 3, 1e-3)}
-"""By name: trained last layers (null for all), epochs, learning rate."""
-LLAMAFACTORY_TUNED = {
-    "per_device_train_batch_size": 8, "gradient_accumulation_steps": 1, "disable_gradient_checkpointing": True,
-    "train_sampling_strategy": "group_by_length", "flash_attn": "sdpa",
-}  # fmt: skip
-TRL_TUNED = {"gradient_checkpointing": False, "train_sampling_strategy": "group_by_length"}
+JOBS: dict[str, dict[str, Any]] = {
+    "lora": {"epochs": 1, "rate": 1e-4},
+    "last4": {"epochs": 3, "rate": 1e-3, "last_layers": 4},
+    "freeze4": {"epochs": 3, "rate": 1e-4, "last_layers": 4, "is_whole": True},
+}
 
 
 def tokens_of(course: Course) -> int:
@@ -173,7 +191,7 @@ def run(contender: Contender, course: Course) -> dict[str, float]:
     return {
         "seconds": seconds, "training_seconds": training, "peak_bytes": used.ru_maxrss << 10,
         "tokens_per_second": tokens_of(course) * course.epochs / training,
-        "held_out_loss": held_out_loss(contender.adapter(), course),
+        "held_out_loss": held_out_loss(contender.made(), course),
     }  # fmt: skip
 
 
@@ -187,16 +205,17 @@ def quiet() -> dict[str, str]:
     return {**os.environ, **offline, "PYTHONPATH": str(ROOT)}
 
 
-def held_out_loss(adapter: Path, course: Course) -> float:
-    """Mean loss of the answers' tokens in the held-out rows under the base with this adapter, fp32."""
+def held_out_loss(made: Path, course: Course) -> float:
+    """Mean loss of the answers' tokens in the held-out rows under the base with an adapter, or a whole model, fp32."""
     from tunesmith.data.batch import collate
     from tunesmith.data.dataset import Rows
-    from tunesmith.models.load import Found, load_model
+    from tunesmith.models.load import Found, find, load_model
     from tunesmith.training.held_out import held_out_scores
     from tunesmith.training.objectives import Sft
 
     rows = Rows(Path(json.loads((course.folder / "facts.json").read_text())["held_out"]), "train")
-    model = load_model(Found("race", course.model, adapter))
+    has_adapter = (made / "adapter_config.json").is_file()
+    model = load_model(Found("race", course.model, made) if has_adapter else find(str(made)))
     ready = lambda numbers: collate(rows, numbers, 0)  # noqa: E731
     return held_out_scores(Sft(), model, rows, ready, rows_at_once=8)["held_out_loss"]
 
@@ -250,7 +269,7 @@ def main() -> None:
     wish = argparse.ArgumentParser()
     wish.add_argument("--rounds", type=int, default=5)
     wish.add_argument("--rows", type=int, default=256)
-    wish.add_argument("--jobs", default="lora,last4")
+    wish.add_argument("--jobs", default=",".join(JOBS))
     wish.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "race.json")
     wish = wish.parse_args()
     found = {}

@@ -25,10 +25,15 @@ def main(wish: dict) -> None:
         "lr_scheduler_type": "cosine", "warmup_steps": 0.1, "seed": 42, "use_cpu": True, "report_to": "none",
         "save_strategy": "no", "logging_steps": 10, "bf16": True,
     }  # fmt: skip
+    model = AutoModelForCausalLM.from_pretrained(wish["model"], dtype=wish["dtype"])
+    if wish["is_whole"]:
+        model.requires_grad_(False)
+        for number in wish["layers"]:
+            model.model.layers[number].requires_grad_(True)
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(wish["model"], dtype=wish["dtype"]),
+        model=model,
         args=SFTConfig(**{**common, **wish["options"]}), train_dataset=Dataset.from_list(rows),
-        processing_class=AutoTokenizer.from_pretrained(wish["model"]), peft_config=lora,
+        processing_class=AutoTokenizer.from_pretrained(wish["model"]), peft_config=None if wish["is_whole"] else lora,
     )  # fmt: skip
     done = trainer.train()
     trainer.save_model(wish["out"])

@@ -31,12 +31,6 @@ def test_rows_of_like_length_stand_together():
     assert sum(lengths) / padded > 0.9  # a random order gives about 0.56
 
 
-def test_the_longest_step_comes_first():
-    lengths = [random.Random(2).randint(10, 500) for _ in range(100)]
-    first, *others = order_steps(lengths, BatchConfig(rows=8, tokens=None), 1, 0)
-    assert all(total(lengths, first) >= total(lengths, step) for step in others)
-
-
 @pytest.mark.parametrize("limit", [60, 300, 1000, 10**6])
 def test_passes_keep_to_their_tokens_and_the_rows_of_a_step(limit):
     lengths = [random.Random(3).randint(10, 500) for _ in range(203)]

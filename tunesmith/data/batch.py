@@ -40,9 +40,8 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
     """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
 
     Rows are shuffled, the rows of one step (rows x accumulate) are drawn together, and inside windows of 16 steps rows
-    of like length are put side by side so that padding stays small; steps are shuffled again, except that the longest
-    one comes first of all: what does not fit in memory shows at once. The last step may be smaller than the others.
-    Batches of more than `batch.tokens` tokens are cut, where that is a number.
+    of like length are put side by side so that padding stays small; steps are shuffled again. The last step may be
+    smaller than the others. Batches of more than `batch.tokens` tokens are cut, where that is a number.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))
@@ -55,8 +54,6 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
         near = sorted(rows[start : min(start + window, full)], key=lambda row: lengths[row])
         steps += [near[i : i + per_step] for i in range(0, len(near), per_step)]
     shuffle.shuffle(steps)
-    if epoch == 0 and steps:
-        steps.insert(0, steps.pop(max(range(len(steps)), key=lambda place: sum(lengths[row] for row in steps[place]))))
     if full < len(rows):
         steps.append(sorted(rows[full:], key=lambda row: lengths[row]))
     whole = ([step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps)
