@@ -58,7 +58,9 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
         recompute_activations(model)
     loaded = peak_memory_bytes()
     accelerator = Accelerator(mixed_precision="bf16" if wish["precision"] == "bf16" else "no")
-    model, optimizer = accelerator.prepare(model, make_optimizer(model, OptimizerConfig(), method.rate_factor))
+    model, optimizer = accelerator.prepare(
+        model, make_optimizer(model, OptimizerConfig(learning_rate=1e-5), method.rate_factor)
+    )
     model.train()
     reset_peak_memory()
     for _ in range(STEPS):

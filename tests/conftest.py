@@ -9,6 +9,7 @@ import socket
 from pathlib import Path
 
 import pytest
+
 from tiny import byte_tokenizer, write_tiny_model
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data" / "llamafactory"
@@ -36,7 +37,8 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _own_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Answers of base models are kept for the length of one test."""
+    """Answers of base models, prepared rows and first numbers are kept for the length of one test."""
+    monkeypatch.setattr("tunesmith.core.kept.cache_folder", lambda: tmp_path / "cache")
     monkeypatch.setattr("tunesmith.evaluation.kept.cache_folder", lambda: tmp_path / "cache")
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from tiny import CHATML, write_tiny_model
-
 from tunesmith import verbs
 from tunesmith.core.config import load
 from tunesmith.training.objectives.sft import Sft
@@ -218,7 +217,9 @@ SICK: dict[str, Built] = {
     "learning_rate_too_high": Built(mixed(pets()), {"optimizer.epochs": 2}, rate=100),
     "learning_rate_too_low": Built(mixed(pets()), {"optimizer.epochs": 2}, rate=1e-3),
     "not_converging": Built(contradictions(), before=contradictions()),
-    "overfitting": Built(draw(), {"optimizer.epochs": 15}, also=frozenset({"forgetting"}), methods=("full",)),
+    "overfitting": Built(
+        draw(), {"optimizer.epochs": 30}, also=frozenset({"forgetting", "too_few_rows"}), methods=("full",)
+    ),
     "forgetting": Built(pets()),
     "repetition": Built(loops(), {"optimizer.epochs": 8}, also=frozenset({"forgetting"}), methods=("full",)),
     "collapse": Built(mixed(pets()), {"optimizer.epochs": 2}, breaks=silence, also=frozenset({"forgetting"})),

@@ -26,9 +26,16 @@ def test_every_row_comes_once_and_the_order_is_that_of_seed_and_epoch():
 
 def test_rows_of_like_length_stand_together():
     lengths = [random.Random(n).randint(5, 900) for n in range(512)]
-    steps = order_steps(lengths, BatchConfig(rows=8), 1, 0)
-    padded = sum(8 * max(lengths[row] for row in numbers) for step in steps for numbers in step)
-    assert sum(lengths) / padded > 0.9  # a random order gives about 0.56
+    full = {}
+    for is_grouped in (True, False):
+        steps = order_steps(lengths, BatchConfig(rows=8, group_by_length=is_grouped), 1, 0)
+        full[is_grouped] = sum(lengths) / sum(
+            8 * max(lengths[row] for row in numbers) for step in steps for numbers in step
+        )
+    assert full[True] > 0.9
+    assert 0.5 < full[False] < 0.62  # as rows come
+    inside = order_steps(lengths, BatchConfig(rows=8, accumulate=4), 1, 0)
+    assert all(step == sorted(step, key=lambda rows: lengths[rows[0]]) for step in inside)
 
 
 @pytest.mark.parametrize("limit", [60, 300, 1000, 10**6])
@@ -42,6 +49,20 @@ def test_passes_keep_to_their_tokens_and_the_rows_of_a_step(limit):
     assert all(len(rows) == 1 or total(lengths, [rows]) <= limit for step in cut for rows in step)
     fewest = [sum(max(1, -(-total(lengths, [rows]) // limit)) for rows in step) for step in whole]
     assert all(len(step) <= 2 * least for step, least in zip(cut, fewest, strict=True) if limit >= 300)
+
+
+@pytest.mark.parametrize("limit", [None, 300])
+def test_the_first_step_of_all_has_the_largest_batch(limit):
+    for seed in range(5):
+        lengths = [random.Random(seed).randint(10, 200) for _ in range(203)]
+        lengths[7] = 900
+        batch = BatchConfig(rows=4, accumulate=2, tokens=limit)
+        first = order_steps(lengths, batch, seed, 0)
+        assert 7 in [row for rows in first[0] for row in rows]
+        assert sorted(row for step in first for rows in step for row in rows) == list(range(203))
+        assert not all(
+            7 in [row for rows in order_steps(lengths, batch, seed, epoch)[0] for row in rows] for epoch in (1, 2)
+        )
 
 
 def total(lengths, step):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tiny import CHATML, byte_tokenizer
 
+from tiny import CHATML, byte_tokenizer
 from tunesmith.core.errors import DataError
 from tunesmith.core.examples import Conversation, Message
 from tunesmith.data.render import render

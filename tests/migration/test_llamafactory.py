@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from theirs import DATA, MIGRATION, OURS, TRAIN, migrate, verdict
 
+from theirs import DATA, MIGRATION, OURS, TRAIN, migrate, verdict
 from tunesmith import verbs
 from tunesmith.core.config import load
 from tunesmith.core.errors import DataError, TunesmithError, UsageError

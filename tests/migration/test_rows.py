@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from theirs import DATA, TRAIN, migrate
 
+from theirs import DATA, TRAIN, migrate
 from tunesmith.core.examples import Conversation
 from tunesmith.core.files import write_jsonl
 from tunesmith.data.source import read_examples

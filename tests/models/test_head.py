@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
-from decoders import losses_and_gradients, random_model, some_rows
 from torch.nn.functional import cross_entropy
 
+from decoders import losses_and_gradients, random_model, some_rows
 from tunesmith.models import head, joined
 from tunesmith.models.head import label_losses
 from tunesmith.models.load import find, load_model
@@ -130,9 +130,31 @@ def test_what_is_shared_ends_before_labels_padding_and_the_last_common_token():
     assert joined.shared_tokens({name: value[:1] for name, value in batch.items()}) == 0
 
 
+def test_rows_of_like_length_lie_together_with_little_padding():
+    assert joined.grouped([10, 10, 11, 30]) == ((3, 11), (1, 30))
+    lengths = sorted(1 + (n * n) % 97 for n in range(64))
+    groups = joined.grouped(lengths)
+    places = [width for count, width in groups for _ in range(count)]
+    assert len(places) == 64
+    assert all(length <= place for length, place in zip(lengths, places, strict=True))
+    assert sum(lengths) <= sum(places) <= (1 + joined.LITTLE_PADDING) * sum(lengths)
+    assert len(groups) < 20
+
+
+def test_what_stands_in_the_sequence_comes_from_its_place_and_goes_back_to_it():
+    batch = some_rows()
+    made = joined.join(batch, 16)
+    assert len(made.groups) > 1
+    ids, real = batch["input_ids"].flatten(), batch["attention_mask"].bool()
+    filled = 16 + sum(count * width for count, width in made.groups)
+    assert torch.equal(made.ids[0, :filled], ids[made.origins[:filled]])
+    back = made.apart(made.ids[0])
+    assert torch.equal(back[real[:, 16:]], batch["input_ids"][:, 16:][real[:, 16:]])
+
+
 def test_long_rows_make_no_square_of_their_length(monkeypatch):
     batch = some_rows(2, width=240)
-    assert joined.join(batch, 0).bias.numel() == 1
+    assert joined.join(batch, 0).bias.numel() <= joined.SMALL_SCORES
     assert joined.join(batch, 16).bias.shape == (1, 1, 240, 240)
     model = random_model("llama").train()
     seen = watch(model)

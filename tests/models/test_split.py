@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoders import losses_and_gradients, random_model, some_rows
 
+from decoders import losses_and_gradients, random_model, some_rows
 from tunesmith.models import joined
 from tunesmith.models.head import label_losses
 from tunesmith.models.methods import Freeze, Lora

@@ -8,8 +8,8 @@ import shutil
 import time
 
 import pytest
-from tiny import write_tiny_model
 
+from tiny import write_tiny_model
 from tunesmith.core.errors import CapacityError, UsageError
 from tunesmith.core.run import Run
 from tunesmith.training import activation_cache

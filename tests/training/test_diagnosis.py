@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from school import HEALTHY, PLAIN, SICK, build, write_blank_model, write_schooled_model
 
+from school import HEALTHY, PLAIN, SICK, build, write_blank_model, write_schooled_model
 from tunesmith.core.run import Run
 from tunesmith.training.diagnosis import diagnose
 from tunesmith.training.diseases import DISEASES

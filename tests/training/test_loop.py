@@ -141,8 +141,9 @@ GRPO = {"kind": "grpo", "answers": 2, "answer_tokens": 60}
 )
 def test_rows_beyond_the_context_are_told(train, tmp_path, wishes, longest):
     """The longest row has 47 tokens, 33 of them the prompt, for a model that reads 80: with virtual tokens and answers they are too long."""
-    from tiny import byte_tokenizer, write_tiny_model
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from tiny import byte_tokenizer, write_tiny_model
 
     rotary = write_tiny_model(tmp_path / "rotary")
     config = json.loads((rotary / "config.json").read_text(encoding="utf-8"))

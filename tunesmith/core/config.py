@@ -264,7 +264,7 @@ def _explain(cls: type[Config], document: dict[str, Any], error: ValidationError
     path, node = [], document
     for key in first["loc"]:
         is_variant = isinstance(node, dict) and key not in node and node.get("kind") == key
-        if is_variant or (isinstance(key, str) and "[" in key):
+        if is_variant or (isinstance(key, str) and ("[" in key or key.startswith("constrained-"))):
             continue  # pydantic names the branch of a union; a person does not
         path.append(str(key))
         node = node.get(str(key)) if isinstance(node, dict) else None

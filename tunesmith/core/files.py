@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tunesmith.core.errors import CapacityError, DataError
@@ -100,6 +101,12 @@ def fingerprint(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     text = json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), default=str)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sources_sha256(package: ModuleType) -> str:
+    """Hex sha256 over the Python files in a package's folder and those inside: what was computed with other ones may be rounded otherwise."""
+    assert package.__file__
+    return fingerprint([sha256(path) for path in sorted(Path(package.__file__).parent.rglob("*.py"))])
 
 
 def sync_folder(folder: Path) -> None:

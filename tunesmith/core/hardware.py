@@ -87,14 +87,19 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def reset_peak_memory() -> None:
-    """Start counting the peak anew; where the system cannot (not Linux), the peak stays that of the process.
-
-    What earlier work has freed goes back to the system first: glibc keeps it, and it would count as this work's.
-    """
+def give_back_memory() -> None:
+    """Hand what was freed back to the system: glibc keeps it in pieces that work of another shape does not fill."""
     gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def reset_peak_memory() -> None:
+    """Start counting the peak anew; where the system cannot (not Linux), the peak stays that of the process.
+
+    What earlier work has freed is given back first: it would count as this work's.
+    """
+    give_back_memory()
     path = Path("/proc/self/clear_refs")
     if path.exists():
         path.write_text("5", encoding="ascii")

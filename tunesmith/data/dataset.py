@@ -97,7 +97,11 @@ class Few:
     @classmethod
     def of(cls, rows: Rows, count: int) -> Few:
         """At most `count` rows, evenly spread over a split."""
-        numbers = spread(len(rows), count)
+        return cls.these(rows, spread(len(rows), count))
+
+    @classmethod
+    def these(cls, rows: Rows, numbers: list[int]) -> Few:
+        """The rows of these numbers."""
         return cls(
             [rows.sequences(number) for number in numbers],
             {name: values[numbers] for name, values in rows.extras.items()},

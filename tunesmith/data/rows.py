@@ -20,7 +20,7 @@ def read_rows(paths: Sequence[str]) -> Iterator[tuple[Row, str]]:
 
     A folder means all data files in it, by name. Raises DataError for a missing, empty or broken file.
     """
-    for path in _files(paths):
+    for path in data_files(paths):
         empty = True
         for number, row in _read(path):
             empty = False
@@ -33,7 +33,8 @@ def read_rows(paths: Sequence[str]) -> Iterator[tuple[Row, str]]:
             raise DataError(str(path), "holds no rows", do="Put at least one row into it")
 
 
-def _files(paths: Sequence[str]) -> Iterator[Path]:
+def data_files(paths: Sequence[str]) -> Iterator[Path]:
+    """The files that paths mean, in the order in which they are read. Raises DataError for what is none."""
     for typed in paths:
         path = Path(typed).expanduser()
         if path.is_dir():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from tunesmith import engines
 from tunesmith.core import files, hardware
 from tunesmith.core.errors import DataError
 from tunesmith.core.hub import cache_folder
+from tunesmith.core.kept import version_of
 from tunesmith.evaluation.answers import Answer, Question
 from tunesmith.models.load import Found
 
@@ -23,9 +23,9 @@ def place(found: Found, questions: Sequence[Question], how: dict[str, Any]) -> P
     """The file of these answers. Its name holds every byte of the model, the messages, `how` and the libraries."""
     asked = [[message.as_dict() for message in question.messages] for question in questions]
     facts = {
-        "files": _files(found), "asked": asked, "how": how, "libraries": [_version(name) for name in LIBRARIES],
+        "files": _files(found), "asked": asked, "how": how, "libraries": [version_of(name) for name in LIBRARIES],
         "machine": [hardware.probe().device, hardware.probe().native_bf16],  # what `precision: auto` depends on
-        "engines": [files.sha256(path) for path in sorted(Path(engines.__file__).parent.glob("*.py"))],
+        "engines": files.sources_sha256(engines),
     }  # fmt: skip
     return cache_folder() / "answers" / f"{files.fingerprint(facts)}.json"
 
@@ -36,13 +36,6 @@ def _files(found: Found) -> list[str]:
     if found.gguf:
         paths.append(found.gguf)
     return [f"{path.name} {files.sha256(path)}" for path in paths]
-
-
-def _version(name: str) -> str:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"
 
 
 def keep(path: Path, answers: Sequence[Answer], engine: str) -> None:

@@ -105,7 +105,7 @@ GROUPS: tuple[Group, ...] = (
     Group("a step may be smaller than the others at the end of an epoch; no row is left out", "dataloader_drop_last=false",
           missed=True),
     Group("rows are shuffled by the seed", "disable_shuffling=false data_seed", missed=True),
-    Group("rows of like length stand together anyway", "group_by_length=false length_column_name=length "
+    Group("lengths are known; group_by_length decides whether they order the rows", "length_column_name=length "
           "train_sampling_strategy=random sortish_sampler=false"),
     Group("tools and thinking are rendered by the model's own chat template", "tool_format enable_thinking=true "
           "preserve_thinking=false", missed=True, do="Look at rows with: tunesmith prepare --show 2"),

@@ -87,6 +87,7 @@ streaming                       false        dataset.path                   trai
 tokenized_path                  null         dataset.path                   -
 per_device_train_batch_size     8            batch.rows                     train
 gradient_accumulation_steps     1            batch.accumulate               train
+group_by_length                 false        batch.group_by_length          train
 learning_rate                   5e-5         optimizer.learning_rate        train
 num_train_epochs                3.0          optimizer.epochs               train
 max_steps                       -1           optimizer.steps                train

@@ -42,6 +42,7 @@ def _read_batch(sheet: Sheet) -> None:
     note = "rows in each process"
     sheet.became("per_device_train_batch_size", "batch.rows", sheet.number("per_device_train_batch_size"), note)
     sheet.became("gradient_accumulation_steps", "batch.accumulate", sheet.number("gradient_accumulation_steps"))
+    sheet.became("group_by_length", "batch.group_by_length", sheet.flag("group_by_length"))
     neat, packed = sheet.flag("neat_packing"), sheet.given("packing") and sheet.flag("packing")
     if neat and sheet.get("stage") != "sft":
         sheet.verdict("neat_packing", "wrong", "LLaMA-Factory ends with an error: only with stage: sft")

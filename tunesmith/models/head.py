@@ -66,9 +66,8 @@ def label_losses(
             **tokens, position_ids=joined.positions, attention_mask=joined.bias, joined=joined, logits_to_keep=places,
             use_cache=False,
         ).logits[0, :, 0]  # fmt: skip
-    targets = batch["labels"][:, 1:]
-    losses = found.new_zeros(targets.shape)
-    return losses.masked_scatter(targets != IGNORED, found)
+    losses = found.new_zeros(whole["labels"].numel()).index_copy(0, joined.origins[places], found)
+    return losses.view_as(whole["labels"])[:, leading_logits(model) : -1]
 
 
 def _padded(model: Any, batch: dict[str, torch.Tensor], smoothing: float) -> torch.Tensor:

@@ -1,11 +1,13 @@
-"""A padded batch as one sequence: the beginning that all rows share once, then the rows one behind the other, no padding.
+"""A padded batch as one sequence: the beginning that all rows share once, then the rows one behind the other, next to no padding.
 
 Linear layers see every token once; only attention knows the rows. Each row attends to the shared beginning and to itself,
-so losses and gradients are those of the padded batch.
+so losses and gradients are those of the padded batch. Rows of like length lie together and have the same number of places,
+so that attention takes them as they lie.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +27,10 @@ SMALL_SCORES = 200 * 200
 
 LENGTH_STEP = 16
 """Tokens; sequences are filled up to a multiple of it, so that few shapes come up (decision 005)."""
+LITTLE_PADDING = 0.1
+"""Share of a group's tokens up to which padding is computed along: attention in more groups costs more (decision 008)."""
+Groups = tuple[tuple[int, int], ...]
+"""Rows that lie together: (how many, places of each)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,29 +44,34 @@ class Joined:
     targets: torch.Tensor
     """(N,), the token that comes next, IGNORED where it is not trained."""
     bias: torch.Tensor
-    """(1, 1, T, T), 0 where a token sees another of its row and -inf elsewhere; (1, 1, 1, 1) where no attention reads it:
+    """(1, 1, S, S), 0 where a token sees another of its row and -inf elsewhere, for as many tokens as attention reads it:
     long rows that share nothing take the kernel's own causal mask, and a square of their length would fill the memory."""
     shared: int
     rows: int
     width: int
     """T - shared"""
-    real: torch.Tensor | None
-    """(n,) which of B * width places hold tokens; None where all do, and nothing is filled up."""
+    origins: torch.Tensor
+    """(N,), the place of each in the padded batch, (B, T) flattened."""
+    groups: Groups
+    """The rows behind the shared beginning, as they lie in the sequence."""
+    places: torch.Tensor | None
+    """(n,) which of B * width places stand in the sequence, in its order; None for all in theirs."""
     states: torch.Tensor | None = None
     """(1, N, D), what enters the first layer that is computed, where the layers before it are left out."""
 
     def apart(self, part: torch.Tensor) -> torch.Tensor:
         """The rows behind the shared beginning: (N, ...) -> (B, width, ...); padding holds anything."""
-        from tunesmith.models.lean import ToPlaces
-
-        own = part[self.shared :]
-        if self.real is not None:
-            own = ToPlaces.apply(own[: len(self.real)], self.real, self.rows * self.width)
-        return own.unflatten(0, (self.rows, self.width))  # pyright: ignore[reportAttributeAccessIssue]
+        size = self.rows * self.width
+        if self.places is None:
+            own = part[self.shared : self.shared + size]
+        else:
+            own = part[self.shared : self.shared + len(self.places)]
+            own = own.new_zeros(size, *own.shape[1:]).index_copy_(0, self.places, own)
+        return own.unflatten(0, (self.rows, self.width))
 
     def in_line(self, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """The way back: the shared beginning (shared, ...) and the rows (B, width, ...) -> (N, ...)."""
-        return _in_line(first, rest, self.real)
+        return _in_line(first, rest, self.places)
 
 
 def may_join(model: Any) -> bool:
@@ -104,35 +115,62 @@ def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
     rows, width = ids.shape
     targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
-    places = torch.arange(width, device=ids.device)
-    side = width if shared or width * width <= SMALL_SCORES else 1
+    groups, order = lay_out((batch["attention_mask"].sum(1) - shared).tolist(), width - shared)
+    side = width if shared else max((own for _, own in groups if own * own <= SMALL_SCORES), default=1)
     bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
-    real = batch["attention_mask"][:, shared:].flatten().nonzero().squeeze(1)
-    is_whole = len(real) == rows * (width - shared) and (shared + len(real)) % LENGTH_STEP == 0
-    real = None if is_whole else real
+    places = None if order is None else _places(groups, order, width - shared).to(ids.device)
 
-    def one_row(every: torch.Tensor, filler: int = 0) -> torch.Tensor:
-        return _in_line(every[0, :shared], every[:, shared:], real, filler)
+    def one_row(every: torch.Tensor) -> torch.Tensor:
+        return _in_line(every[0, :shared], every[:, shared:], places)
 
-    states = batch.get("states")
-    targets[:, : max(shared - 1, 0)] = IGNORED
+    states, columns = batch.get("states"), torch.arange(width, device=ids.device)
+    no_targets = targets.new_full((shared,), IGNORED)
     return Joined(
-        ids=one_row(ids)[None], positions=one_row(places.expand(rows, -1))[None], targets=one_row(targets, IGNORED),
-        bias=bias[None, None], shared=shared, rows=rows, width=width - shared, real=real,
-        states=None if states is None else one_row(states)[None],
+        ids=one_row(ids)[None], positions=one_row(columns.expand(rows, -1))[None], bias=bias[None, None], shared=shared,
+        targets=_in_line(no_targets, targets[:, shared:], places, IGNORED), rows=rows, width=width - shared,
+        origins=one_row(torch.arange(rows * width, device=ids.device).view(rows, width)), groups=groups, places=places, states=None if states is None else one_row(states)[None],
     )  # fmt: skip
 
 
-def _in_line(first: torch.Tensor, rest: torch.Tensor, real: torch.Tensor | None, filler: int = 0) -> torch.Tensor:
+def lay_out(lengths: Sequence[int], width: int) -> tuple[Groups, list[int] | None]:
+    """Rows of like length together, and the order in which they then lie; None where all lie as they are, `width` wide."""
+    if len(lengths) * width <= (1 + LITTLE_PADDING) * sum(lengths):
+        return ((len(lengths), width),), None
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    return grouped([lengths[row] for row in order]), order
+
+
+def grouped(lengths: Sequence[int]) -> Groups:
+    """As few groups of rows as keep padding small; `lengths` from the shortest on."""
+    groups: list[tuple[int, int]] = []
+    tokens = 0
+    for length in lengths:
+        if groups and (groups[-1][0] + 1) * length <= (1 + LITTLE_PADDING) * (tokens + length):
+            groups[-1], tokens = (groups[-1][0] + 1, length), tokens + length
+        else:
+            groups, tokens = [*groups, (1, length)], length
+    return tuple(groups)
+
+
+def _places(groups: Groups, order: list[int], width: int) -> torch.Tensor:
+    """(n,) where what stands in the sequence stood in (B, width), flattened."""
     import torch
 
-    from tunesmith.models.lean import FromPlaces
+    found, done = [], 0
+    for count, own in groups:
+        rows = torch.tensor(order[done : done + count])
+        found.append((rows[:, None] * width + torch.arange(own)).flatten())
+        done += count
+    return torch.cat(found)
 
-    own: Any = rest.flatten(0, 1)
-    if real is None:
-        return torch.cat([first, own])
-    tail = own.new_full((-(len(first) + len(real)) % LENGTH_STEP, *own.shape[1:]), filler)
-    return torch.cat([first, FromPlaces.apply(own, real), tail])  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+def _in_line(first: torch.Tensor, rest: torch.Tensor, places: torch.Tensor | None, filler: int = 0) -> torch.Tensor:
+    import torch
+
+    own = rest.flatten(0, 1)
+    own = own if places is None else own.index_select(0, places)
+    tail = own.new_full((-(len(first) + len(own)) % LENGTH_STEP, *own.shape[1:]), filler)
+    return torch.cat([first, own, tail])
 
 
 def take_over_attention(model: Any) -> None:
@@ -158,17 +196,26 @@ def _attention(
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)
     drop = options.get("dropout", 0.0)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    shared, rows = joined.shared, joined.rows
+    shared, done = joined.shared, joined.shared
     bias = joined.bias[0, 0].to(query.dtype)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (N, heads, D)
     q, k = q.to(v.dtype), k.to(v.dtype)
-    queries, keys, values = (joined.apart(part) for part in (q, k, v))  # (B, width, heads, D)
-    if not shared:
-        return joined.in_line(q[:0], _attend(queries, keys, values, bias, scale, drop))[None], None
-    first = _attend(q[None, :shared], k[None, :shared], v[None, :shared], bias[:shared, :shared], scale, drop)
-    before_keys, before_values = (part[:shared].expand(rows, -1, -1, -1) for part in (k, v))
-    keys, values = torch.cat([before_keys, keys], dim=1), torch.cat([before_values, values], dim=1)
-    return joined.in_line(first[0], _attend(queries, keys, values, bias[shared:], scale, drop))[None], None
+    found: list[torch.Tensor] = []
+    if shared:
+        first = _attend(q[None, :shared], k[None, :shared], v[None, :shared], bias[:shared, :shared], scale, drop)
+        found.append(first[0])
+    for count, width in joined.groups:
+        end = done + count * width
+        queries, keys, values = (part[done:end].unflatten(0, (count, width)) for part in (q, k, v))
+        if shared:
+            keys, values = (
+                torch.cat([part[:shared].expand(count, -1, -1, -1), own], dim=1)
+                for part, own in ((k, keys), (v, values))
+            )
+        seen = bias[shared : shared + width, : shared + width]
+        found.append(_attend(queries, keys, values, seen, scale, drop).flatten(0, 1))
+        done = end
+    return torch.cat([*found, q.new_zeros(len(q) - done, *q.shape[1:])])[None], None
 
 
 def _attend(

@@ -218,34 +218,3 @@ def _by_group(part: torch.Tensor, groups: int) -> torch.Tensor:
 def _by_row(part: torch.Tensor, groups: int, length: int) -> torch.Tensor:
     """The way back: (B G, H / G * T, D) -> (B, T, H, D)."""
     return part.unflatten(0, (-1, groups)).unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)
-
-
-class FromPlaces(Function):
-    """Some lines of a part: (M, ...) -> (n, ...); `places` (n,) are different from one another."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(places)
-        ctx.size = len(part)
-        return part.index_select(0, places)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _to_places(outer[0], ctx.saved_tensors[0], ctx.size), None
-
-
-class ToPlaces(Function):
-    """The way back: (n, ...) -> (size, ...), zeros everywhere else."""
-
-    @staticmethod
-    def forward(ctx: Any, part: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-        ctx.save_for_backward(places)
-        return _to_places(part, places, size)
-
-    @staticmethod
-    def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        return outer[0].index_select(0, ctx.saved_tensors[0]), None, None
-
-
-def _to_places(part: torch.Tensor, places: torch.Tensor, size: int) -> torch.Tensor:
-    return part.new_zeros(size, *part.shape[1:]).index_copy_(0, places, part)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.joined import FAMILIES, LENGTH_STEP, SMALL_SCORES
+from tunesmith.models.joined import FAMILIES, LENGTH_STEP, SMALL_SCORES, Groups, lay_out
 from tunesmith.models.shape import Linear, Shape
 
 
@@ -29,19 +29,26 @@ class Batch:
     """Where attention of short rows is made of plain products."""
     step: int = LENGTH_STEP
     """Tokens to whose multiple joined rows are filled up; 1 where rows are not joined."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each row; none: all have `tokens`."""
     lean: bool = True
     """Modules compute as models/lean.py has it: not where the weights are spread over processes."""
 
     @property
+    def _groups(self) -> Groups:
+        own = [length - self.shared for length in self.lengths] or [self.tokens - self.shared] * self.rows
+        return lay_out(own, max(own))[0]
+
+    @property
     def own(self) -> int:
         """Tokens that go through the model row by row."""
-        return self.rows * (self.tokens - self.shared)
+        return sum(rows * width for rows, width in self._groups)
 
     @property
     def attended(self) -> list[tuple[int, int, int]]:
-        """Attention as (rows, queries, keys): the shared beginning, then every row over it and itself."""
+        """Attention as (rows, queries, keys): the shared beginning, then every row over it and itself, the longest last."""
         first = [(1, self.shared, self.shared)] if self.shared else []
-        return [*first, (self.rows, self.tokens - self.shared, self.tokens)]
+        return [*first, *((rows, width, self.shared + width) for rows, width in self._groups)]
 
     @property
     def computed(self) -> int:

@@ -48,7 +48,8 @@ def _changes(wish: Wish, recomputes: bool) -> Iterator[tuple[Wish, list[str]]]:
     while wish.tokens // 2 >= SHORTEST:
         shorter = wish.tokens // 2
         labelled = wish.labelled and min(wish.labelled, shorter * wish.rows)
-        wish = replace(wish, tokens=shorter, labelled=labelled, shared=min(wish.shared, shorter))
+        lengths = tuple(min(length, shorter) for length in wish.lengths)
+        wish = replace(wish, tokens=shorter, labelled=labelled, shared=min(wish.shared, shorter), lengths=lengths)
         yield wish, [*typed, f"--cutoff {shorter}"]
 
 
@@ -68,7 +69,15 @@ def _smaller_batches(wish: Wish) -> Iterator[Wish]:
         if wish.rows_a_step % rows == 0:
             labelled = wish.labelled and -(-wish.labelled * rows * wish.each // wish.rows)
             often = wish.rows_a_step // rows
-            yield replace(wish, rows=rows * wish.each, accumulate=often, labelled=labelled, step_rows=wish.rows_a_step)
+            longest = wish.lengths[-rows * wish.each :]
+            yield replace(
+                wish,
+                rows=rows * wish.each,
+                accumulate=often,
+                labelled=labelled,
+                step_rows=wish.rows_a_step,
+                lengths=longest,
+            )
 
 
 def _one_row(wish: Wish) -> Wish:

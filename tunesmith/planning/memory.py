@@ -54,6 +54,8 @@ class Wish:
     """Sequences that go through the model together."""
     tokens: int
     """Tokens of the longest of them."""
+    lengths: tuple[int, ...] = ()
+    """Tokens of each, the shortest first; none: all are as long as the longest."""
     labelled: int | None = None
     """Positions of the largest batch whose logits are computed; None means all."""
     shared: int = 0
@@ -145,11 +147,16 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
 def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch:
     """The batch as models/head.py computes it: a shared beginning once, unless the family or dropout forbids."""
     drawn = shape.attention_dropout or footprint.dropout
-    tokens, shared = wish.tokens + footprint.virtual, wish.shared + footprint.virtual
-    once = is_worth_sharing(shared, tokens) and wish.rows > 1 and joins(shape, footprint) and not drawn
+    tokens, shared, is_joined = (
+        wish.tokens + footprint.virtual,
+        wish.shared + footprint.virtual,
+        joins(shape, footprint),
+    )
+    once = is_worth_sharing(shared, tokens) and wish.rows > 1 and is_joined and not drawn
+    lengths = tuple(length + footprint.virtual for length in wish.lengths) if is_joined else ()
     return Batch(
-        wish.rows, tokens, padded=wish.rows > 1, shared=shared if once else 0, on_cpu=device == "cpu",
-        step=LENGTH_STEP if joins(shape, footprint) else 1, lean=not wish.is_spread,
+        wish.rows, tokens, padded=wish.rows > 1, lengths=lengths, shared=shared if once else 0, on_cpu=device == "cpu",
+        step=LENGTH_STEP if is_joined else 1, lean=not wish.is_spread,
     )  # fmt: skip
 
 

@@ -53,6 +53,11 @@ class Layout:
         beside = {"none": "", "optimizer": " + offload", "all": " + offload of all"}[self.offload]
         return f"zero {self.stage}{beside}" if self.kind == "zero" else self.kind
 
+    @property
+    def spreads_weights(self) -> bool:
+        """Whether a process holds a share of every weight only."""
+        return self.kind == "fsdp" or self.stage == 3
+
 
 FASTEST_FIRST = (
     Layout("ddp"), Layout("zero", 1), Layout("zero", 2), Layout("zero", 2, "optimizer"), Layout("zero", 3),
@@ -90,7 +95,7 @@ def held_by(layout: Layout, parts: Parts, shape: Shape, trained: int, processes:
     else:
         optimizer, gradients = optimizer // processes, gradients // processes
     bucket = 4 * min(trained, BUCKET)
-    if layout.kind == "fsdp" or layout.stage == 3:
+    if layout.spreads_weights:
         whole = min(shape.parameters, max(shape.vocabulary * shape.hidden, LIVE))
         bucket += weights * whole // shape.parameters
         weights //= processes
@@ -124,7 +129,7 @@ def lay_out(shape: Shape, wish: Wish, machine: Machine, processes: tuple[int, in
     Processes on one CPU share its memory, and offload moves nothing there. Each process has a GPU of its own.
     """
     here, total = processes
-    wish = replace(wish, is_spread=layout.kind == "fsdp" or layout.stage == 3)
+    wish = replace(wish, is_spread=layout.spreads_weights)
     parts, trained = predict(shape, wish, machine.device), trained_parameters(shape, wish.method)
     held, on_cpu = held_by(layout, parts, shape, trained, total), machine.device == "cpu"
     if on_cpu:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import files
 from tunesmith.core.errors import CapacityError, UsageError
-from tunesmith.core.hub import cache_folder
+from tunesmith.core.kept import SPARE_BYTES, remove_unused, shelf, used
 from tunesmith.models.split import not_repeatable, states_before
 from tunesmith.training.distributed import Team, on_device
 from tunesmith.training.loop import count_steps
@@ -32,13 +32,9 @@ if TYPE_CHECKING:
 OPTION = "memory.activation_cache"
 WORTH = 0.25
 """Share of the layers below which leaving them out is not worth the disk."""
-SPARE_BYTES = 2 << 30
-"""Of the disk, left for checkpoints."""
 TOKENS_AT_ONCE = 2048
 """Of one pass that fills the cache; the same for every run, so that all runs read the same numbers."""
 SAVE_SECONDS = 20
-UNUSED_DAYS = 30
-"""States that no run has read for so long are removed when others are made."""
 FACTS, STATES = "states.json", "states.bin"
 
 
@@ -52,14 +48,13 @@ def attach_states(
     Returns that layer's number, 0 where the run does without. Raises UsageError where the config asks for states that
     would be wrong, CapacityError where it asks for them and the disk has no room.
     """
-    wish, entry = config.memory.activation_cache, config.method.footprint(shape).untouched(shape)
-    if wish == "off" or (wish == "auto" and (entry < WORTH * shape.layers or _epochs(config, splits["train"]) <= 1)):
-        return 0
-    reason = _unfit(config, entry) or not_repeatable(model)
+    wish = config.memory.activation_cache
+    entry, reason = first_computed(config, model, shape, splits["train"])
     if reason and wish == "on":
         raise UsageError(OPTION, reason, got="on", do="Leave it out")
     if reason:
         run.say(f"cache     none, the first {entry} layers are computed in every epoch: {reason}")
+    if reason or not entry:
         return 0
     try:
         for split, rows in splits.items():
@@ -74,6 +69,14 @@ def attach_states(
             rows.extras.pop("entry", None)
         return 0
     return entry
+
+
+def first_computed(config: Any, model: Any, shape: Shape, rows: Rows) -> tuple[int, str | None]:
+    """(layer that the states of a TrainConfig's run are to enter, None), (that layer, why they cannot), or (0, None)."""
+    wish, entry = config.memory.activation_cache, config.method.footprint(shape).untouched(shape)
+    if wish == "off" or (wish == "auto" and (entry < WORTH * shape.layers or _epochs(config, rows) <= 1)):
+        return 0, None
+    return entry, _unfit(config, entry) or not_repeatable(model)
 
 
 def _epochs(config: Any, rows: Rows) -> float:
@@ -91,7 +94,7 @@ def _unfit(config: Any, entry: int) -> str | None:
         return f"objective {config.objective.kind} learns from answers that are new in every step"
     if getattr(config.objective, "neftune_alpha", None):
         return "objective.neftune_alpha changes the embeddings in every step"
-    if config.devices.kind == "fsdp" or config.devices.stage == 3:
+    if config.devices.spreads_weights:
         return "the layers are spread over processes"
     return None
 
@@ -99,12 +102,12 @@ def _unfit(config: Any, entry: int) -> str | None:
 def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, Any], run: Run) -> None:
     import numpy as np
 
-    folder = cache_folder() / "activations" / files.fingerprint({**key, "split": split, "entry": entry})
+    folder = shelf("activations") / files.fingerprint({**key, "split": split, "entry": entry})
     with _alone(folder, run):
         states, filled = _begun(folder, rows.tokens)
         batches = _batches(rows)
         if filled < len(batches):
-            _remove_unused(folder.parent, run)
+            remove_unused(folder.parent, run.say, FACTS)
             with (
                 on_device(model, key["device"]) as device,
                 run.progress(f"{split}: first {entry} layers", len(batches), "batches") as bar,
@@ -119,7 +122,7 @@ def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, An
                         states.note(done)
                     bar.advance(1)
     assert states
-    os.utime(folder / FACTS)
+    used(folder / FACTS)
     run.say(f"cache     {split}: the first {entry} layers from {folder}, {states.size_bytes / 2**30:.2f} GiB")
     rows.states, rows.extras["entry"] = states.read, np.full(len(rows), entry)
 
@@ -237,12 +240,3 @@ def _alone(folder: Path, run: Run) -> Iterator[None]:
             run.say(f"waiting for another run that fills {folder}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-
-
-def _remove_unused(parent: Path, run: Run) -> None:
-    before = time.time() - UNUSED_DAYS * 86400
-    for folder in parent.iterdir():
-        facts = folder / FACTS
-        if facts.is_file() and facts.stat().st_mtime < before:
-            shutil.rmtree(folder)
-            run.say(f"removed {folder}: cached states that no run has read for {UNUSED_DAYS} days")

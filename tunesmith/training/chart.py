@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ UNITS = {
 """What every step has, in words; any further number of a step (reward, accuracy, margin, KL) gets a panel under its name."""
 NO_CURVE = {"time", "event", "step", "loss", "count", "labels", "tokens", "best", "held_out_loss"}
 COLUMNS = 4
+RATES, DEPTHS = "rates.svg", "depths.svg"
 
 
 def draw_losses(run: Run) -> list[str]:
@@ -113,6 +115,70 @@ def draw_findings(record: Record, findings: Sequence[Finding], target: Path, tit
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend(loc="upper right", fontsize="small")
+    figure.savefig(target, dpi=120)
+    plt.close(figure)
+
+
+def charts_of_trials(run: Run) -> list[str]:
+    """The charts of what was tried before the first step, by name."""
+    return [name for name in (DEPTHS, RATES) if (run.folder / name).is_file()]
+
+
+def draw_rates(found: dict[str, Any], target: Path) -> None:
+    """Draw the `rates` event of a run: learning rate against the loss after a trial, what was chosen, what diverged."""
+    tried = {trial["learning_rate"]: trial["loss"] for trial in found["rates"]}
+    known = {rate: loss for rate, loss in tried.items() if loss is not None}
+    with _small(target) as axes:
+        axes.plot(list(known), list(known.values()), "o-", color="#1f5fa8", label=f"after {found['steps']} steps")
+        axes.axhline(found["base_loss"], color="#777777", linestyle="--", linewidth=1, label="untrained")
+        diverged = [rate for rate, loss in tried.items() if loss is None]
+        if diverged:
+            top = max([found["base_loss"], *known.values()])
+            axes.plot(diverged, [top] * len(diverged), "x", color="#b3261e", label="diverged")
+        if found["chosen"] is not None:
+            axes.axvline(found["chosen"], color="#c8541b", linewidth=1.5, label=f"chosen: {found['chosen']:g}")
+        axes.set(xscale="log", xlabel="learning rate", ylabel=f"loss on {_scored(found)}")
+
+
+def draw_depths(found: dict[str, Any], target: Path) -> None:
+    """Draw the `depths` event of a run: seconds of the whole run against the loss after a trial, a point for every depth."""
+    known = [one for one in found["depths"] if one["loss"] is not None]
+    with _small(target) as axes:
+        axes.plot(
+            [one["run_seconds"] for one in known],
+            [one["loss"] for one in known],
+            "o-",
+            color="#1f5fa8",
+            label=f"after {found['steps']} steps",
+        )
+        for one in known:
+            name = (
+                f"{one['layers']} of {found['layers']} layers{', chosen' if one['layers'] == found['chosen'] else ''}"
+            )
+            axes.annotate(
+                name, (one["run_seconds"], one["loss"]), textcoords="offset points", xytext=(6, 6), fontsize="small"
+            )
+        axes.axhline(found["base_loss"], color="#777777", linestyle="--", linewidth=1, label="untrained")
+        axes.margins(x=0.2)
+        axes.set(xlabel="seconds of the whole run, as its trial took them", ylabel=f"loss on {_scored(found)}")
+
+
+def _scored(found: dict[str, Any]) -> str:
+    return f"{found['scored']} {'held-out rows' if found['held_out'] else 'training rows that no trial trains on'}"
+
+
+@contextmanager
+def _small(target: Path) -> Iterator[Any]:
+    """Axes of a chart of its own, which is written afterwards."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    yield axes
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize="small")
     figure.savefig(target, dpi=120)
     plt.close(figure)
 

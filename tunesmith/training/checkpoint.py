@@ -162,11 +162,24 @@ def _write_random(state: Path, rank: int, random_state: Random) -> None:
     files.write_json(words, random_state[1])
 
 
-def _restore_random(state: Path, rank: int) -> None:
-    """A process that the checkpoint does not know gets a state of its own, drawn from the first one's."""
+def put_random(random_state: Random) -> None:
+    """Give this process's generators a state that `random_now` returned."""
     import random
 
     import numpy as np
+    import torch
+
+    tensors, words = random_state
+    torch.set_rng_state(tensors["cpu"])
+    if "cuda0" in tensors and torch.cuda.is_available():
+        torch.cuda.set_rng_state(tensors["cuda0"])
+    version, internal, following = words["python"]
+    random.setstate((version, tuple(internal), following))
+    np.random.set_state(tuple(words["numpy"]))
+
+
+def _restore_random(state: Path, rank: int) -> None:
+    """A process that the checkpoint does not know gets a state of its own, drawn from the first one's."""
     import torch
     from safetensors.torch import load_file
 
@@ -175,14 +188,7 @@ def _restore_random(state: Path, rank: int) -> None:
         seed_everything(int(torch.randint(2**31, ())) + rank)
         return
     saved_tensors, saved_words = _random_files(state, rank)
-    tensors = load_file(saved_tensors)
-    torch.set_rng_state(tensors["cpu"])
-    if "cuda0" in tensors and torch.cuda.is_available():
-        torch.cuda.set_rng_state(tensors["cuda0"])
-    saved = files.read_json(saved_words)
-    version, internal, following = saved["python"]
-    random.setstate((version, tuple(internal), following))
-    np.random.set_state(tuple(saved["numpy"]))
+    put_random((load_file(saved_tensors), files.read_json(saved_words)))
 
 
 def restore(folder: Path, optimizer: torch.optim.Optimizer, rank: int = 0) -> Position:

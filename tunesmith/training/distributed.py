@@ -80,6 +80,11 @@ class DevicesConfig(Config):
         """Processes on all hosts."""
         return self.processes * max(1, len(self.hosts))
 
+    @property
+    def spreads_weights(self) -> bool:
+        """Whether a process holds a share of every weight only, or may be told to."""
+        return self.kind == "fsdp" or (self.kind == "zero" and self.stage in {3, "auto", None})
+
     def layouts(self) -> Sequence[Layout]:
         """What may be chosen, the fastest first; one where nothing is left open."""
         from tunesmith.planning.zero import FASTEST_FIRST, Layout
@@ -130,13 +135,12 @@ SPREADABLE = {"pretrain", "sft", "dpo"}
 def check_companions(devices: DevicesConfig, method: str, objective: str, optimizer: str) -> None:
     """Raise UsageError for a method, objective or optimizer that does not go with the kind of devices."""
     kind = devices.kind
-    spreads_weights = kind == "fsdp" or (kind == "zero" and devices.stage in {3, "auto", None})
     for name, value, wrong, why in (
         ("objective", objective, kind != "one" and objective in {"ppo", "grpo"}, "draws answers, in one process only"),
         ("objective", objective, kind in {"zero", "fsdp"} and objective not in SPREADABLE,
          f"goes with one process or ddp; {kind} takes {', '.join(sorted(SPREADABLE))}"),
-        ("method", method, spreads_weights and method in VIRTUAL, "asks for its virtual tokens outside the model"),
-        ("method", method, spreads_weights and method == "qlora", "keeps its base in four bits, which are not spread"),
+        ("method", method, devices.spreads_weights and method in VIRTUAL, "asks for its virtual tokens outside the model"),
+        ("method", method, devices.spreads_weights and method == "qlora", "keeps its base in four bits, which are not spread"),
         ("optimizer", optimizer, kind in {"zero", "fsdp"} and optimizer != "adamw",
          f"goes with one process or ddp; {kind} takes adamw"),
     ):  # fmt: skip

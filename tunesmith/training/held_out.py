@@ -11,11 +11,14 @@ from pydantic import Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.core.hardware import give_back_memory
+from tunesmith.data.batch import in_passes
 from tunesmith.training.distributed import ALONE, Team
 
 if TYPE_CHECKING:
     import torch
 
+    from tunesmith.data.batch import BatchConfig
     from tunesmith.data.dataset import Few, Rows
     from tunesmith.training.objectives import Objective
 
@@ -48,8 +51,9 @@ def check_patience(wish: EvaluationConfig, held_out_rows: int) -> None:
 
 @contextmanager
 def resting(model: Any) -> Iterator[None]:
-    """The model in evaluation mode for a while."""
+    """The model in evaluation mode for a while; what the steps before it have freed is given back first."""
     was_training = model.training
+    give_back_memory()
     model.eval()
     try:
         yield
@@ -59,22 +63,23 @@ def resting(model: Any) -> Iterator[None]:
 
 def held_out_scores(
     objective: Objective, model: Any, rows: Rows | Few, ready: Callable[[list[int]], dict[str, torch.Tensor]], *,
-    rows_at_once: int, team: Team = ALONE,
+    batch: BatchConfig, team: Team = ALONE,
 ) -> dict[str, float]:  # fmt: skip
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
 
-    `ready` makes the batch of some rows where the model is. Rows of like length are scored together; each process of a team scores its share, and all get the same numbers.
+    `ready` makes the batch of some rows where the model is. Rows of like length are scored together, as many as `batch` trains at a time; each process of a team scores its share, and all get the same numbers.
     """
     import torch
 
     order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
-    batches = [order[start : start + rows_at_once] for start in range(0, len(order), rows_at_once)]
+    batches = [order[start : start + batch.rows] for start in range(0, len(order), batch.rows)]
+    passes = [part for numbers in batches for part in in_passes(numbers, rows.lengths, batch.tokens)]
     sums = Counter[str]()
     with resting(model), torch.no_grad():
-        for numbers, counts in team.shares(batches):
-            batch = ready(numbers)
-            loss, seen = objective.loss(model, batch)
-            found = {"loss": loss.item(), **seen, COUNT: objective.count(batch)}
+        for numbers, counts in team.shares(passes):
+            tensors = ready(numbers)
+            loss, seen = objective.loss(model, tensors)
+            found = {"loss": loss.item(), **seen, COUNT: objective.count(tensors)}
             sums.update({name: value * counts for name, value in found.items()})
     whole = team.total(sums)
     return {f"held_out_{name}": value / max(whole[COUNT], 1) for name, value in whole.items() if name != COUNT}

@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 import transformers
 
+from tunesmith import models
+from tunesmith.core.files import sources_sha256
 from tunesmith.models.load import identity
 from tunesmith.training.distributed import own_device
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
 from tunesmith.training.passes import batch_of
+from tunesmith.training.untrained import untrained_of
 from tunesmith.training.watch import watch_over
 
 if TYPE_CHECKING:
@@ -51,13 +54,14 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     torch.manual_seed(config.seed)
     model = config.method.load(replace(found, is_reward=config.objective.kind == "reward"), plan.precision)
     # where the policy will compute, so that both round alike; weights that are to be spread may have no room there
-    is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+    is_spread = config.devices.spreads_weights
     if not is_spread:
         make_lean(model)
     key = {
         "weights": identity(found), "data": ready.dataset.data_sha256, "precision": plan.precision,
         "stored": str(model.dtype), "quantized": str(getattr(model.config, "quantization_config", None)),
-        "libraries": [torch.__version__, transformers.__version__], "device": "cpu" if is_spread else torch.device(own_device()).type,
+        "libraries": [torch.__version__, transformers.__version__], "modules": sources_sha256(models),
+        "device": "cpu" if is_spread else torch.device(own_device()).type,
     }  # fmt: skip
     entry = attach_states(config, model, read_shape(found.base), splits, key, run)
     if config.objective.uses_reference:
@@ -76,7 +80,7 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     return model
 
 
-def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], team: Team) -> Job:
+def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], team: Team, run: Run) -> Job:
     """The job of this process; `config` is train's."""
     has_critic, tokenizer = isinstance(config.objective, Ppo), ready.tokenizer
 
@@ -101,7 +105,7 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),
         facts={"base": base, "method": config.method.model_dump(), "template_sha256": template},
-        watch=watch_over(config, ready, splits),
+        watch=watch_over(config, ready, splits), untrained=untrained_of(config, ready, splits, batch, run),
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core import files
+from tunesmith.core.config import dump_yaml
 from tunesmith.core.errors import DataError, ModelError, UsageError
-from tunesmith.core.run import LOCK, Run
+from tunesmith.core.run import CONFIG, LOCK, Run
 from tunesmith.training.distributed import check_same_step
 
 if TYPE_CHECKING:
@@ -28,13 +29,14 @@ def make_lock(config: Config, dataset: Dataset, weights_sha256: str, *, seed: in
         "config": config.model_dump(mode="json"),
         "data": {"data_sha256": dataset.data_sha256, "template_sha256": dataset.template_sha256},
         "weights": {"weights_sha256": weights_sha256},
-        "versions": _versions(),
-        "machine": {**_machine(), "precision": precision},
+        "versions": versions(),
+        "machine": {**machine(), "precision": precision},
         "seed": seed,
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """The versions that may change a number of the series."""
     from tunesmith import __version__
 
     found = {"tunesmith": __version__, "python": platform.python_version()}
@@ -46,7 +48,8 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine() -> dict[str, Any]:
+def machine() -> dict[str, Any]:
+    """What computes, as far as it rounds in its own way."""
     import torch
 
     gpus = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
@@ -54,6 +57,20 @@ def _machine() -> dict[str, Any]:
         "system": platform.system(), "architecture": platform.machine(), "threads": torch.get_num_threads(),
         "instructions": torch.backends.cpu.get_cpu_capability(), "gpus": gpus,
     }  # fmt: skip
+
+
+def recall(run: Run, config: Any) -> Any:
+    """A TrainConfig with what this very run has chosen for it, where it is resumed: trials are not made again."""
+    own = run.folder / LOCK
+    if not own.is_file():
+        return config
+    then = type(config).model_validate(files.read_object(own)["config"])
+    for part in ("method", "optimizer"):
+        now, found = getattr(config, part), getattr(then, part)
+        is_open = lambda name, value: value == "auto" or (name == "learning_rate" and value is None)  # noqa: E731
+        chosen = {name: getattr(found, name) for name, value in now if is_open(name, value) and hasattr(found, name)}
+        config = config.model_copy(update={part: now.model_copy(update=chosen)})
+    return config
 
 
 def settle(run: Run, config: Config, lock: dict[str, Any]) -> None:
@@ -79,6 +96,12 @@ def settle(run: Run, config: Config, lock: dict[str, Any]) -> None:
         _compare(run, origin, files.read_json(origin), lock)
         lock = {**lock, "replay_of": str(run.replay_of.resolve())}
     files.write_json(own, lock)
+
+
+def note_choices(run: Run, asked: Config, config: Config) -> None:
+    """Let the run's config.yaml name what trials have chosen in place of `auto`; call it once the lock does."""
+    if config != asked:
+        files.write_text(run.folder / CONFIG, dump_yaml(config))
 
 
 def _compare(run: Run, path: Path, before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from tunesmith.training.optimizer import OptimizerConfig, learning_rate
 from tunesmith.training.rollout import Rollout
 from tunesmith.training.spread import Spread, Wish, spread_over
 from tunesmith.training.stop import Stop
+from tunesmith.training.untrained import Untrained
 from tunesmith.training.watch import TRAINED_ROWS, Watch, Watcher
 
 
@@ -64,6 +66,8 @@ class Job:
     """What the manifest of a checkpoint says about its origin."""
     watch: Watch = field(default_factory=Watch)
     """What is looked at while training, and what a finding leads to."""
+    untrained: Untrained = field(default_factory=Untrained)
+    """What the model says before the first step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +103,12 @@ def train(job: Job, run: Run, *, resume: bool = False) -> Outcome:
     position = _continue(job, run, spread, whole) if whole else Position(0)
     spread.model.train()
     per_epoch, steps = count_steps(len(job.rows), job.team.batch(job.batch), job.optimizer)
-    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run, job.team)
+    untrained = job.untrained if position.step == 0 else Untrained()
+    tokens, seconds, watcher = 0, 0.0, Watcher(job.watch, run, job.team, untrained)
     with Stop(run) as stop, run.progress("train", steps, "steps") as bar:
         score = _scorer(job, job.held_out, spread, stop)
-        base_loss = first_evaluation(run, score, resumed=position.step > 0)
+        first = partial(untrained.ask, "held_out", score) if score else None
+        base_loss = first_evaluation(run, first, resumed=position.step > 0)
         few = Few.of(job.rows, 0 if job.rollout else TRAINED_ROWS)  # what is drawn anew has no loss to compare
         watcher.begin(
             spread.bare, _scorer(job, few, spread, stop), position.step, steps=steps, steps_per_epoch=per_epoch
@@ -187,6 +193,11 @@ def _one_step(job: Job, spread: Spread, updates: list[Share], rate: float) -> di
     return {**means, "learning_rate": rate, **whole}
 
 
+def step_apart(job: Job, spread: Spread, batches: list[list[int]], rate: float) -> dict[str, Any]:
+    """One step on these rows at one learning rate, as `train` makes it, without its records. Not for rows that are drawn."""
+    return _one_step(job, spread, _updates(job, spread.bare, 0, batches)[0], rate)
+
+
 def _update(job: Job, spread: Spread, share: Share) -> dict[str, float]:
     """Forward and backward over the batches, then move the weights.
 
@@ -228,7 +239,7 @@ def _scorer(job: Job, rows: Rows | Few, spread: Spread, stop: Stop) -> Callable[
             return held_out_scores(
                 job.objective, spread.model, rows,
                 lambda numbers: _there(collate(rows, numbers, job.pad_token), spread),
-                rows_at_once=job.batch.rows, team=job.team,
+                batch=job.batch, team=job.team,
             )  # fmt: skip
 
     return score

@@ -25,7 +25,7 @@ def hidden_matrices(model: torch.nn.Module) -> set[int]:
 
 def make_muon(groups: list[dict[str, Any]], wish: OptimizerConfig) -> Muon:
     """Steps as long as AdamW's (section 2.2 of arXiv 2502.16982), so that one learning rate serves both."""
-    return Muon(groups, lr=wish.learning_rate, weight_decay=wish.weight_decay, adjust_lr_fn="match_rms_adamw")
+    return Muon(groups, lr=wish.peak, weight_decay=wish.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
 class Together(Optimizer):

@@ -31,9 +31,10 @@ class OptimizerConfig(Config):
     adafactor (arXiv 1804.04235, without momentum, the rate as given): next to nothing, since rows and columns stand for a
     matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
     matrices and a step that takes several products of each."""
-    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
-    """Peak learning rate. 2e-4 suits LoRA; full tuning wants about a tenth, bottleneck 1e-3, p_tuning 5e-3, prefix 1e-2,
-    prompt 3e-2."""
+    learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
+    """Peak learning rate; null takes what is usual for the method and the objective, and says it. auto trains a few steps at several rates before the first step, compares the loss on rows they do not
+    train on, takes the lowest rate that is nearly the best, and goes back to the start; for at most a quarter of the
+    run's steps in time."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -57,6 +58,21 @@ class OptimizerConfig(Config):
         if value is not None and info.data.get("kind") == "adafactor":
             raise ValueError("adafactor has no such number")
         return value
+
+    @property
+    def peak(self) -> float:
+        """The peak learning rate as a number; a run settles what is left open before it makes an optimizer."""
+        assert isinstance(self.learning_rate, float), "an optimizer is made before the learning rate is chosen"
+        return self.learning_rate
+
+
+SMALLER = {"dpo": 0.25, "kto": 0.25, "ppo": 0.5}
+"""Objectives that want a smaller rate than answers do, as a share of it."""
+
+
+def usual_rate(config: Any) -> float:
+    """What a TrainConfig's method and objective learn with where nothing else is said, and around which is searched."""
+    return config.method.usual_rate * SMALLER.get(config.objective.kind, 1.0)
 
 
 RATE_FACTOR = "rate_factor"
@@ -99,7 +115,7 @@ def _by_factor(named: dict[str, torch.nn.Parameter], factor: Callable[[str], flo
 
 def _adam_words(wish: OptimizerConfig) -> dict[str, Any]:
     return {
-        "lr": wish.learning_rate, "betas": wish.betas or BETAS, "eps": wish.epsilon or EPSILON,
+        "lr": wish.peak, "betas": wish.betas or BETAS, "eps": wish.epsilon or EPSILON,
         "weight_decay": wish.weight_decay,
     }  # fmt: skip
 
@@ -121,7 +137,7 @@ def _adafactor(groups: list[dict[str, Any]], wish: OptimizerConfig) -> Optimizer
     from transformers.optimization import Adafactor
 
     return Adafactor(
-        groups, lr=wish.learning_rate, weight_decay=wish.weight_decay,
+        groups, lr=wish.peak, weight_decay=wish.weight_decay,
         scale_parameter=False, relative_step=False, warmup_init=False,
     )  # fmt: skip
 
@@ -139,7 +155,7 @@ def learning_rate(wish: OptimizerConfig, step: int, steps: int) -> float:
     """
     warmup = round(wish.warmup * steps) if wish.warmup < 1 else round(wish.warmup)
     if step < warmup:
-        return wish.learning_rate * (step + 1) / warmup
+        return wish.peak * (step + 1) / warmup
     done = (step - warmup) / max(steps - warmup, 1)
     factor = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}[wish.schedule]
-    return wish.learning_rate * factor
+    return wish.peak * factor

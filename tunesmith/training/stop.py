@@ -28,7 +28,7 @@ class Stop:
 
     def __init__(self, run: Run) -> None:
         self.asked = ""
-        self._run, self._nothing_to_lose = run, False
+        self._run, self._doing = run, ""
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Stop:
@@ -41,15 +41,15 @@ class Stop:
             signal.signal(number, handler)
 
     @contextlib.contextmanager
-    def at_once(self) -> Iterator[None]:
+    def at_once(self, doing: str = "in an evaluation") -> Iterator[None]:
         """While it lasts the first signal raises Paused where it finds the work: an evaluation can be made again."""
-        self._nothing_to_lose = True
+        self._doing = doing
         try:
             if self.asked:
-                raise self.paused("in an evaluation")
+                raise self.paused(doing)
             yield
         finally:
-            self._nothing_to_lose = False
+            self._doing = ""
 
     def agreed(self, team: Team) -> str:
         """`asked`, or what any process of the team has heard, the same in all of them."""
@@ -71,5 +71,5 @@ class Stop:
         if not self._run.quiet:
             with contextlib.suppress(OSError):
                 os.write(2, NOTICE.encode())  # print may be in the middle of a line of its own
-        if self._nothing_to_lose:
-            raise self.paused("in an evaluation")
+        if self._doing:
+            raise self.paused(self._doing)

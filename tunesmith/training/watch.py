@@ -15,6 +15,7 @@ from tunesmith.core.run import Run
 from tunesmith.training.diagnosis import DiagnosisConfig, diagnose
 from tunesmith.training.distributed import ALONE, Team
 from tunesmith.training.record import FACTS, FINDING, PROBE, Record
+from tunesmith.training.untrained import Untrained
 
 if TYPE_CHECKING:
     from tunesmith.data.dataset import Rows
@@ -54,9 +55,9 @@ def watch_over(config: Any, ready: Ready, splits: Mapping[str, Rows]) -> Watch:
         "rows": dataset.train_rows, "held_out_rows": dataset.held_out_rows, "kept": dataset.kept + dataset.truncated,
         "end_token_lost": dataset.end_token_lost, "trained_tokens": sum(splits["train"].labels),
         "vocabulary": len(tokenizer), "method": config.method.kind, "objective": config.objective.kind,
-        "learning_rate": config.optimizer.learning_rate,
+        "learning_rate": config.optimizer.peak,
     }  # fmt: skip
-    is_spread = config.devices.kind == "fsdp" or config.devices.stage == 3
+    is_spread = config.devices.spreads_weights
     if config.objective.kind == "reward" or is_spread:
         silent = {"silent": "the weights are spread over processes"} if is_spread else {}
         return Watch(config.diagnosis, facts | silent, is_spread=is_spread)
@@ -69,8 +70,8 @@ def watch_over(config: Any, ready: Ready, splits: Mapping[str, Rows]) -> Watch:
 class Watcher:
     """One run under observation. All it knows is in events.jsonl, so a resumed run goes on with the same knowledge."""
 
-    def __init__(self, watch: Watch, run: Run, team: Team = ALONE) -> None:
-        self._watch, self._run, self._team = watch, run, team
+    def __init__(self, watch: Watch, run: Run, team: Team = ALONE, untrained: Untrained | None = None) -> None:
+        self._watch, self._run, self._team, self._untrained = watch, run, team, untrained or Untrained()
         self._model: Any = None
         self._score: Callable[[], dict[str, float]] | None = None
         self._pulse: Pulse | None = None
@@ -116,10 +117,11 @@ class Watcher:
         """
         if due and step not in self._examined:
             self._examined.add(step)
-            train_loss = self._score()["held_out_loss"] if self._score else math.nan
+            ask = self._untrained.ask if step == 0 else Untrained().ask
+            train_loss = ask("training_rows", self._score)["held_out_loss"] if self._score else math.nan
             if self._team.is_first:
                 finite = {"train_loss": train_loss if math.isfinite(train_loss) else None}
-                self._run.event(PROBE, step=step, **finite, **self._watch.probe(self._model))
+                self._run.event(PROBE, step=step, **finite, **ask("probe", lambda: self._watch.probe(self._model)))
         elif math.isfinite(loss) or self._is_broken:
             return
         self._is_broken = self._is_broken or not math.isfinite(loss)

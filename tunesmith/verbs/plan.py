@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from tunesmith.planning.memory import Wish
 
 SUBJECT = "model"
+ANY_RATE = 1e-5
+"""Of a model that is thrown away."""
 BESIDE: tuple[Method, ...] = (Qlora(), Lora(), Freeze(), Full())
 """What is planned beside the wish."""
 
@@ -144,11 +146,12 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
         raise ModelError(
             str(source), "has no tokenizer for these rows", do="Leave --dataset out, or give a whole model"
         )
-    from tunesmith.data.prepare import Split, write_dataset
+    from tunesmith.data.kept import prepare_rows
+    from tunesmith.data.prepare import Split
     from tunesmith.models.load import Found, load_tokenizer
 
     tokenizer, split = load_tokenizer(Found(config.model, source)), Split(0.1, config.seed)
-    made = write_dataset(
+    made = prepare_rows(
         config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
     )
     return of_kind(config, made).dataset
@@ -190,7 +193,7 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
     from tunesmith.training.rewards import held_bytes
 
     return {
-        "rows": rows, "tokens": prompt + objective.answer_tokens, "labelled": rows * objective.answer_tokens,
+        "rows": rows, "tokens": prompt + objective.answer_tokens, "lengths": (), "labelled": rows * objective.answer_tokens,
         "reward_bytes": held_bytes(objective.reward, precision), "has_critic": objective.has_critic,
     }  # fmt: skip
 
@@ -198,8 +201,8 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
 def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, Any]:
     """What a Wish needs to know of the batches of the first epochs.
 
-    `rows` and `tokens` of the one that is the largest (its sequences, the longest of them), in how many `passes` a batch
-    goes through the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where
+    `rows`, `tokens` and `lengths` of the pass that is the largest (its sequences, the longest of them, each; where rows are
+    padded the one with the most places, otherwise the one with the most tokens), in how many `passes` a batch goes through the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where
     rows are joined, otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same
     in all rows and come before any label.
     """
@@ -207,7 +210,7 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
 
     from tunesmith.data.batch import order_steps, width_of
 
-    labelled, passes, largest = 0, 1, (0, 0)
+    labelled, passes, largest = 0, 1, [0]
     for epoch in range(epochs):
         for step in order_steps(rows.lengths, batch, seed, epoch):
             passes = max(passes, math.ceil(len(step) / batch.accumulate))
@@ -217,10 +220,10 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
                     columns[: len(sequence.ids)] |= sequence.trained
                 trained = sum(rows.labels[number] for number in numbers)
                 labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each)
-                here = len(numbers) * rows.each, width_of(rows.lengths[number] for number in numbers)
-                largest = max(largest, here, key=lambda it: (it[0] * it[1], it[1]))
+                here = sorted(len(sequence.ids) for number in numbers for sequence in rows.sequences(number))
+                largest = max(largest, here, key=lambda it: (sum(it) if joined else len(it) * width_of(it), it[-1]))
     return {
-        "rows": largest[0], "tokens": largest[1], "labelled": labelled, "shared": _shared(rows), "passes": passes,
+        "rows": len(largest), "tokens": width_of(largest), "lengths": tuple(largest), "labelled": labelled, "shared": _shared(rows), "passes": passes,
     }  # fmt: skip
 
 
@@ -251,6 +254,8 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
     """Seconds of an epoch from a few real steps; None without weights or when calibration is off."""
     from tunesmith.data.batch import order_steps
     from tunesmith.data.dataset import Rows
+    from tunesmith.models.shape import read_shape
+    from tunesmith.planning.activations import joins
     from tunesmith.planning.time import seconds_per_epoch
 
     if not config.calibration_seconds:
@@ -263,7 +268,9 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
         return None
     rows = Rows(folder, "train")
     steps = order_steps(rows.lengths, batch_of(config, plan.device, rows.each), config.seed, 0)
-    tokens = [sum(len(batch) * max(rows.lengths[n] for n in batch) for batch in step) for step in steps]
+    is_joined = joins(shape := read_shape(source), config.method.footprint(shape))
+    size = sum if is_joined else lambda lengths: len(lengths) * max(lengths)
+    tokens = [sum(size([rows.lengths[n] for n in batch]) for batch in step) for step in steps]
     run.say(f"measuring a few of {len(steps)} steps for about {config.calibration_seconds:g} s")
     make = _stepper(config, source, rows, steps, plan)
     return seconds_per_epoch(make, tokens, config.calibration_seconds)
@@ -287,7 +294,7 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
     make_lean(model)
     if plan.checkpointing:
         recompute_activations(model)
-    optimizer = make_optimizer(model, OptimizerConfig(), config.method.rate_factor)
+    optimizer = make_optimizer(model, OptimizerConfig(learning_rate=ANY_RATE), config.method.rate_factor)
 
     def step(number: int) -> float:
         started = time.perf_counter()

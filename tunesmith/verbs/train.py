@@ -24,7 +24,7 @@ from tunesmith.training.held_out import EvaluationConfig, check_patience
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
-from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
+from tunesmith.training.optimizer import OptimizerConfig, check_optimizer, usual_rate
 from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
@@ -90,10 +90,12 @@ class TrainConfig(Config):
 def preview(config: TrainConfig) -> str:
     """What would happen, in words."""
     length = f"{config.optimizer.steps} steps" if config.optimizer.steps else f"{config.optimizer.epochs:g} epochs"
+    rate, schedule = config.optimizer.learning_rate, config.optimizer.schedule
+    said = "auto" if rate == "auto" else f"{usual_rate(config) if rate is None else rate:g}"
     return (
         f"train {config.model} by {config.method.kind} ({config.objective.kind}) on {', '.join(config.dataset.path)}: "
         f"{length} of {config.batch.rows} x {config.batch.accumulate} rows, learning rate "
-        f"{config.optimizer.learning_rate:g} ({config.optimizer.schedule}), precision {choose_precision(config)}; "
+        f"{said} ({schedule}), precision {choose_precision(config)}; "
         f"evaluate every {config.evaluation.every_steps} steps, save every {config.save.every_steps}"
     )
 
@@ -116,21 +118,33 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     """
     from tunesmith.core.hardware import probe
     from tunesmith.models.load import identity
+    from tunesmith.training.depths import check_depth, settle_depth
     from tunesmith.training.job import Ready
-    from tunesmith.training.lock import make_lock, settle
+    from tunesmith.training.lock import make_lock, note_choices, recall, settle
+    from tunesmith.training.rates import check_rate, settle_rate, with_usual
 
+    asked, config = config, with_usual(recall(run, config), run)
     check_optimizer(config.optimizer, probe().device)
     check_trackers(config.track)
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
     if isinstance(config.objective, Ppo | Grpo):
         check_rewards(config.objective.reward)
     check_devices(config.devices, probe().device)
+    check_rate(config)
+    check_depth(config)
     found, tokenizer = _find(config)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
     check_patience(config.evaluation, dataset.held_out_rows)
+
+    def ready_for(wish: TrainConfig) -> Ready:
+        return Ready(found, tokenizer, dataset, _planned(wish, found, dataset, precision)[0])
+
+    config = settle_depth(config, ready_for, run)
     plan, devices = _plan(config, found, dataset, precision, run)
+    config = settle_rate(config, Ready(found, tokenizer, dataset, plan), run)
     lock = make_lock(config, dataset, identity(found), seed=config.seed, precision=precision)
     settle(run, config, lock)
+    note_choices(run, asked, config)
     if config.devices.kind != "one":
         decided = config.model_copy(update={"devices": devices})
         told = {"config": decided.model_dump(mode="json"), "plan": asdict(plan), "dataset": dataset.dataset.resolve()}
@@ -167,11 +181,13 @@ def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training 
     from tunesmith.training.job import load_for, make_job
     from tunesmith.training.loop import train
 
-    splits = {split: Rows(ready.dataset.dataset, split) for split in SPLITS}
+    splits, started = {split: Rows(ready.dataset.dataset, split) for split in SPLITS}, time.time()
     with team.first_alone() if config.objective.uses_reference else nullcontext():  # what it computes, the others find
         model = load_for(config, ready, splits, run)
+    if team.is_first:
+        run.event("loaded", seconds=round(time.time() - started, 3))
     reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
-    job = make_job(config, ready, model, splits, team)
+    job = make_job(config, ready, model, splits, team, run)
     with tracked(run, config, config.track if team.is_first else ()):
         outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
     return _finish(config, run, outcome, ready, team) if team.is_first else None
@@ -180,14 +196,15 @@ def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training 
 def _dataset(config: TrainConfig, tokenizer: Any, run: Run) -> Dataset:
     """Open the prepared Dataset, or prepare raw rows into `<run>/dataset` (a resumed run has it there)."""
     from tunesmith.data.dataset import dataset_folder, open_dataset, prepared_folder
-    from tunesmith.data.prepare import Split, write_dataset
+    from tunesmith.data.kept import prepare_rows
+    from tunesmith.data.prepare import Split
     from tunesmith.data.render import template_fingerprint
     from tunesmith.verbs.prepare import tell
 
     folder = prepared_folder(config) or dataset_folder(str(run.folder))
     if folder is None:
         split = Split(config.evaluation.share, config.seed)
-        made = write_dataset(
+        made = prepare_rows(
             config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
         )
         tell(made, run)
@@ -218,12 +235,9 @@ def _plan(
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.table import plan_lines
-    from tunesmith.verbs.plan import wish_of
 
-    shape, rows = read_shape(found.base), Rows(dataset.dataset, "train")
-    check_context(config, shape, found.base, rows, run)
-    wish = wish_of(config, shape, rows, precision)
-    plan, devices, reasons = plan_devices(shape, wish, config.devices)
+    check_context(config, read_shape(found.base), found.base, Rows(dataset.dataset, "train"), run)
+    plan, devices, reasons = _planned(config, found, dataset, precision)
     for line in [*plan_lines(plan), *reasons]:
         run.say(line)
     if not plan.fits and config.memory.exceed == "refuse":
@@ -237,9 +251,21 @@ def _plan(
     return plan, devices
 
 
+def _planned(
+    config: TrainConfig, found: Found, dataset: Dataset, precision: Literal["fp32", "bf16"]
+) -> tuple[MemoryPlan, DevicesConfig, list[str]]:
+    from tunesmith.data.dataset import Rows
+    from tunesmith.models.shape import read_shape
+    from tunesmith.verbs.plan import wish_of
+
+    shape = read_shape(found.base)
+    wish = wish_of(config, shape, Rows(dataset.dataset, "train"), precision)
+    return plan_devices(shape, wish, config.devices)
+
+
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
     from tunesmith.core.artifacts import Training
-    from tunesmith.training.chart import draw_losses
+    from tunesmith.training.chart import charts_of_trials, draw_losses
     from tunesmith.training.checkpoint import folder_of
     from tunesmith.training.loop import count_steps, summarize
     from tunesmith.training.replay import conclude
@@ -257,7 +283,7 @@ def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Tea
         perplexity=_perplexity(config, loss),
         seconds=round(seconds, 2), predicted_memory_bytes=plan.total_bytes,
         trainable_parameters=plan.trainable_parameters, parameters=plan.parameters, dataset=dataset.dataset,
-        precision=plan.precision, stopped_early=outcome.stopped_early, charts=draw_losses(run),
+        precision=plan.precision, stopped_early=outcome.stopped_early, charts=[*draw_losses(run), *charts_of_trials(run)],
         findings=[event["name"] for event in run.events() if event["event"] == "finding"],
         replay=conclude(run, run.replay_of) if run.replay_of else None, **summarize(outcome, run, count_steps(dataset.train_rows, team.batch(config.batch), config.optimizer)[0]),
     )  # fmt: skip

@@ -9,6 +9,7 @@ from pydantic import Field
 from tunesmith.core import files
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.depth import LastLayers, known
 from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -38,8 +39,9 @@ class Bottleneck(Config):
     """Non-linearity between the two projections."""
     after: Literal["mlp", "both"] = "mlp"
     """Where an adapter stands: behind the feed-forward layer, or behind attention too as in the paper."""
-    last_layers: Annotated[int, Field(ge=1)] | None = None
-    """Adapters in the last so many layers only, so that those before need no backward pass; null takes all."""
+    last_layers: LastLayers = None
+    """Adapters in the last so many layers only, so that those before need no backward pass; null takes all, auto tries a
+    few depths before the first step."""
 
     def footprint(self, shape: Shape) -> Footprint:
         """What planning has to know. Raises UsageError as `put` does."""
@@ -85,11 +87,12 @@ class Bottleneck(Config):
 
     def depth(self, layers: int) -> int:
         """Blocks with adapters in a model of `layers`. Raises UsageError where it has no `last_layers`."""
-        if self.last_layers and self.last_layers > layers:
+        last = known(self.last_layers)
+        if (last or 0) > layers:
             raise UsageError(
                 "method.last_layers", f"the model has {layers} layers", got=self.last_layers, do="Leave it out for all"
             )
-        return self.last_layers or layers
+        return last or layers
 
     def width(self, parameters: int, hidden: int, layers: int) -> int:
         """The size asked for, or the one that null means. Raises UsageError for more than 5 % of `parameters`."""
@@ -106,6 +109,11 @@ class Bottleneck(Config):
                 got=self.size or 1, do=do,
             )  # fmt: skip
         return self.size or min(WIDEST, most)
+
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said."""
+        return 1e-3
 
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""

@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.depth import known
 from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ class Freeze(Config):
 
     kind: Literal["freeze"] = "freeze"
     """The last layers are trained, all before them frozen."""
-    layers: Annotated[int, Field(ge=0)] = 2
-    """How many of the last decoder layers are trained; 0 trains only what `extra` names."""
+    layers: Annotated[int, Field(ge=0)] | Literal["auto"] = 2
+    """How many of the last decoder layers are trained; 0 trains only what `extra` names, auto tries a few depths before the
+    first step and says what each costs."""
     modules: Modules = "all"
     """What is trained inside these layers: all, or a list of names: mlp, self_attn, a linear layer, a norm."""
     extra: tuple[str, ...] = ()
@@ -42,15 +44,15 @@ class Freeze(Config):
         """What planning has to know. Raises UsageError for parts that the model does not have."""
         from tunesmith.models.parts import choose, layer_parts, trained_outside
 
-        self._check(shape.layers)
+        depth = self._depth(shape.layers)
         outside, parts = trained_outside(shape, self.extra, "method.extra"), layer_parts(shape)
         chosen = set(parts if self.modules == "all" else choose(parts, self.modules, "method.modules"))
-        masters = self.layers * sum(parts[path] for path in chosen) + sum(outside.values())
+        masters = depth * sum(parts[path] for path in chosen) + sum(outside.values())
         embeddings = any("embed_tokens" in path or ".wte" in path or ".wpe" in path for path in outside)
         linears = (*shape.attention, *shape.mlp)
         return Footprint(
-            masters=masters, replaced=masters, layers=self.layers, passed=shape.layers - self.layers if embeddings else 0,
-            trained_linears=tuple(linear for linear in linears if linear.name in chosen) if self.layers else (),
+            masters=masters, replaced=masters, layers=depth, passed=shape.layers - depth if embeddings else 0,
+            trained_linears=tuple(linear for linear in linears if linear.name in chosen) if depth else (),
             norms=any("layernorm" in path or "ln_" in path for path in chosen),
             head_norms=any(path.endswith(("q_norm", "k_norm")) for path in chosen),
             embeddings=embeddings, head="lm_head" in outside or (embeddings and shape.tied),
@@ -85,18 +87,27 @@ class Freeze(Config):
         from tunesmith.models.scoring import new_parameters
 
         layers, outside = split_parts(model)
-        self._check(len(layers))
+        depth = self._depth(len(layers))
         modules = [outside[path] for path in choose(outside, self.extra, "method.extra")]
-        for layer in layers[len(layers) - self.layers :]:
+        for layer in layers[len(layers) - depth :]:
             inside = layer if self.modules == "all" else choose(layer, self.modules, "method.modules")
             modules += [layer[path] for path in inside]
         return [*new_parameters(model), *(p for module in modules for p in module.parameters(recurse=False))]
 
-    def _check(self, layers: int) -> None:
-        if self.layers > layers:
-            raise UsageError("method.layers", f"the model has {layers} layers", got=self.layers, do="Take fewer")
-        if not self.extra and not (self.layers and self.modules):
+    def _depth(self, layers: int) -> int:
+        """Trained ones of `layers`. Raises UsageError for more than there are, or when nothing would be trained."""
+        own = known(self.layers)
+        depth = layers if own is None else own
+        if depth > layers:
+            raise UsageError("method.layers", f"the model has {layers} layers", got=depth, do="Take fewer")
+        if not self.extra and not (depth and self.modules):
             raise UsageError("method", "trains nothing", do="Give --method.layers, or --method.extra '[lm_head]'")
+        return depth
+
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said."""
+        return 2e-5
 
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""

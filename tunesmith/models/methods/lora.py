@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field
 
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
+from tunesmith.models.depth import LastLayers, known
 from tunesmith.models.footprint import Footprint
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ Targets = Annotated[
     Literal["all-linear"] | tuple[str, ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) and value != "all-linear" else value),
 ]
-LastLayers = Annotated[int, Field(ge=1)] | None
 PlusRatio = Annotated[float, Field(ge=1, le=64)]
 
 
@@ -45,7 +45,7 @@ class Lora(Config):
     """Which linear layers get an adapter: all-linear (every one but the output head) or a list of module names."""
     last_layers: LastLayers = None
     """Adapters in the last so many layers only: the layers before need no backward pass, which saves time and memory and
-    usually costs some quality; null takes all."""
+    usually costs some quality; null takes all, auto tries a few depths before the first step and says what each costs."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable (arXiv 2312.03732)."""
     plus_ratio: PlusRatio = 1.0
@@ -68,7 +68,7 @@ class Lora(Config):
 
         self.check_layers(shape.layers)
         layers, outside = (
-            self.last_layers or shape.layers,
+            known(self.last_layers) or shape.layers,
             trained_outside(shape, self.full_modules, "method.full_modules"),
         )
         part = replace(shape, layers=layers)
@@ -110,13 +110,13 @@ class Lora(Config):
         from tunesmith.models.whole import is_tied, use_masters
 
         self._check_targets(model)
-        layers = model.config.get_text_config().num_hidden_layers
+        layers, last = model.config.get_text_config().num_hidden_layers, known(self.last_layers)
         self.check_layers(layers)
         whole = list(self._whole(model))
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout, use_rslora=self.rslora, use_dora=self.dora,
             target_modules=self._names(model), task_type=task_of(model),
-            layers_to_transform=list(range(layers - self.last_layers, layers)) if self.last_layers else None,
+            layers_to_transform=list(range(layers - last, layers)) if last else None,
             init_lora_weights=cast(Any, self.init) if self.init != "lora" else True, modules_to_save=whole or None,
             ensure_weight_tying=is_tied(model, whole),
         )  # fmt: skip
@@ -142,7 +142,7 @@ class Lora(Config):
 
     def check_layers(self, layers: int) -> None:
         """Raise UsageError where a model of `layers` layers has no `last_layers`."""
-        if self.last_layers and self.last_layers > layers:
+        if (known(self.last_layers) or 0) > layers:
             raise UsageError(
                 "method.last_layers", f"the model has {layers} layers", got=self.last_layers, do="Leave it out for all"
             )
@@ -169,7 +169,7 @@ class Lora(Config):
         """What peft is told to adapt; beside chosen layers it takes no `all-linear`."""
         if self.targets != "all-linear":
             return list(self.targets)
-        return _linear_names(model, but=model.get_output_embeddings()) if self.last_layers else "all-linear"
+        return _linear_names(model, but=model.get_output_embeddings()) if known(self.last_layers) else "all-linear"
 
     def _check_targets(self, model: PreTrainedModel) -> None:
         if self.targets == "all-linear":
@@ -181,6 +181,11 @@ class Lora(Config):
             raise UsageError(
                 "method.targets", "names no linear layer of this model", got=wrong, do=f"Known: {', '.join(known)}"
             )
+
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said."""
+        return 2e-4
 
     def rate_factor(self, name: str) -> float:
         """`plus_ratio` for the B matrices, 1 for the rest."""

@@ -79,6 +79,11 @@ class PTuning(Config):
         )  # fmt: skip
         return get_peft_model(model, config)
 
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said; an LSTM bears more than an MLP."""
+        return 5e-3 if self.encoder == "lstm" else 2e-3
+
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""
         return 1.0

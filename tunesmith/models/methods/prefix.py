@@ -77,6 +77,11 @@ class Prefix(Config):
             initialize_kv_prefix_from_past_key_values(tuned, past_key_values=drawn)
         return tuned
 
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said; a network before it bears less."""
+        return 1e-3 if self.projection else 1e-2
+
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""
         return 1.0

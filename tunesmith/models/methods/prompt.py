@@ -71,6 +71,11 @@ class Prompt(Config):
                 do=f"Shorten it or set method.tokens to {count}",
             )  # fmt: skip
 
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said."""
+        return 3e-2
+
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""
         return 1.0

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.config import Config
-from tunesmith.models.methods.lora import Alpha, Dropout, LastLayers, Lora, PlusRatio, Rank, Targets
+from tunesmith.models.depth import LastLayers
+from tunesmith.models.methods.lora import Alpha, Dropout, Lora, PlusRatio, Rank, Targets
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,7 @@ class Qlora(Config):
     targets: Targets = "all-linear"
     """Which linear layers get an adapter: all-linear (every one but the output head) or a list of module names."""
     last_layers: LastLayers = None
-    """Adapters in the last so many layers only; null takes all."""
+    """Adapters in the last so many layers only; null takes all, auto tries a few depths before the first step."""
     rslora: bool = False
     """Scale by alpha / sqrt(rank), which keeps high ranks stable."""
     plus_ratio: PlusRatio = 1.0
@@ -71,6 +72,11 @@ class Qlora(Config):
     def put(self, model: PreTrainedModel) -> Any:
         """Return a peft model: base frozen in four bits, adapters trainable in fp32."""
         return self._lora.put(model)
+
+    @property
+    def usual_rate(self) -> float:
+        """The learning rate with which answers are learned where nothing else is said."""
+        return self._lora.usual_rate
 
     def rate_factor(self, name: str) -> float:
         """`plus_ratio` for the B matrices, 1 for the rest."""
