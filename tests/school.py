@@ -220,7 +220,7 @@ SICK: dict[str, Built] = {
     "overfitting": Built(
         draw(), {"optimizer.epochs": 30}, also=frozenset({"forgetting", "too_few_rows"}), methods=("full",)
     ),
-    "forgetting": Built(pets()),
+    "forgetting": Built(pets(), rate=2),
     "repetition": Built(loops(), {"optimizer.epochs": 8}, also=frozenset({"forgetting"}), methods=("full",)),
     "collapse": Built(mixed(pets()), {"optimizer.epochs": 2}, breaks=silence, also=frozenset({"forgetting"})),
 }

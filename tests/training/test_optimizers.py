@@ -111,7 +111,9 @@ def test_muon_takes_the_matrices_inside_the_layers(tiny_model):
     from tunesmith.models.load import find, load_model
 
     model = load_model(find(str(tiny_model)))
-    optimizer = make_optimizer(model, OptimizerConfig(kind="muon"), lambda name: 2.0 if "mlp" in name else 1.0)
+    optimizer = make_optimizer(
+        model, OptimizerConfig(kind="muon", learning_rate=0.1), lambda name: 2.0 if "mlp" in name else 1.0
+    )
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     muon, plain = optimizer.parts
     inside = {names[id(p)] for group in muon.param_groups for p in group["params"]}

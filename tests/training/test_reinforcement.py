@@ -224,7 +224,7 @@ def test_from_sft_over_a_reward_model_to_ppo(train, tmp_path):
     over = {"model": str(tmp_path / "sft"), "dataset__path": [str(data)]}
     reward = train(tmp_path / "reward", objective={"kind": "reward"}, optimizer__steps=20, **over)
     assert reward.held_out_loss < reward.base_held_out_loss
-    wishes = {**RL, **over, "optimizer__learning_rate": 0.01, "batch__rows": 8}
+    wishes = {**RL, **over, "optimizer__learning_rate": 0.003, "batch__rows": 8}
     objective = {"kind": "ppo", "reward": str(tmp_path / "reward"), "answer_tokens": 12}
     made = train(tmp_path / "ppo", objective=objective, **wishes)
     assert made.held_out_reward > made.base_held_out_reward

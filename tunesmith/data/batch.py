@@ -47,9 +47,10 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
     """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
 
     Rows are shuffled, and the rows of one step (rows x accumulate) are drawn together; inside a step, with
-    `group_by_length` inside windows of 16 steps that are shuffled again, rows of like length are put side by side so that
-    padding stays small. The last step may be smaller than the others. Batches of more than `batch.tokens` tokens are cut, where that is a number. The first epoch
-    begins with the largest batch, so that a run ends there for want of memory or not at all.
+    `group_by_length` inside windows of 16 steps that are shuffled again, rows of like length are put side by side so
+    that padding stays small. The last step may be smaller than the others. Batches of more than `batch.tokens` tokens
+    are cut, where that is a number. The first epoch begins with the largest batch, so that a run ends there for want of
+    memory or not at all.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))

@@ -94,9 +94,11 @@ def test_noise_falls_on_words_and_never_on_virtual_tokens():
     label_losses(model, batch, noise=None)
     label_losses(model, batch, noise=5.0)
     lengths, quiet = [49, 49, 39, 49], seen[0][0]
-    # with so little padding it is computed along; of what the rows do not share it is more than a tenth
+    # with so little padding it is computed along; of what the rows do not share it is more than a tenth, and the
+    # shorter row lies first
     noisy = [row[:length] for row, length in zip(seen[1][0, : 4 * 49].split(49), lengths, strict=True)]
-    own = quiet[25 : 25 + 24 + 24 + 14 + 24].split([24, 24, 14, 24])
+    short, *long = quiet[25 : 25 + 14 + 3 * 24].split([14, 24, 24, 24])
+    own = [long[0], long[1], short, long[2]]
     words = [row[9:] - torch.cat([quiet[9:25], rest]) for row, rest in zip(noisy, own, strict=True)]
     assert all(torch.equal(row[:9], quiet[:9]) for row in noisy)
     limits = 5.0 / (batch["attention_mask"].sum(dim=1) * 32).sqrt()
