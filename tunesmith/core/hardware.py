@@ -89,7 +89,6 @@ def peak_memory_bytes() -> int:
 
 def give_back_memory() -> None:
     """Hand what was freed back to the system: glibc keeps it in pieces that work of another shape does not fill."""
-    gc.collect()
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
@@ -99,6 +98,7 @@ def reset_peak_memory() -> None:
 
     What earlier work has freed is given back first: it would count as this work's.
     """
+    gc.collect()
     give_back_memory()
     path = Path("/proc/self/clear_refs")
     if path.exists():

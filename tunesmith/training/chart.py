@@ -47,6 +47,8 @@ def draw_losses(run: Run) -> list[str]:
         if len(curves) > 1:
             axes.legend(fontsize=7)
     names = ["loss.png", "loss.svg"]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, and not for each file again
     for name in names:
         figure.savefig(run.folder / name, dpi=120)
     plt.close(figure)
@@ -155,9 +157,8 @@ def draw_depths(found: dict[str, Any], target: Path) -> None:
             name = (
                 f"{one['layers']} of {found['layers']} layers{', chosen' if one['layers'] == found['chosen'] else ''}"
             )
-            axes.annotate(
-                name, (one["run_seconds"], one["loss"]), textcoords="offset points", xytext=(6, 6), fontsize="small"
-            )
+            place = (one["run_seconds"], one["loss"])
+            axes.annotate(name, place, textcoords="offset points", xytext=(0, 8), ha="center", fontsize="small")
         axes.axhline(found["base_loss"], color="#777777", linestyle="--", linewidth=1, label="untrained")
         axes.margins(x=0.2)
         axes.set(xlabel="seconds of the whole run, as its trial took them", ylabel=f"loss on {_scored(found)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -260,6 +261,7 @@ def bench(config: Any, ready: Ready, run: Run) -> Iterator[Bench]:
     finally:
         made.close()
         put_random(randoms)
+        gc.collect()  # a lean model refers to itself
         give_back_memory()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
