@@ -46,7 +46,7 @@ def test_after_warmup_schedules_are_those_of_transformers():
 
 def test_only_trainable_parameters_are_given_to_the_optimizer():
     model = torch.nn.Sequential(torch.nn.Linear(2, 2).requires_grad_(False), torch.nn.Linear(2, 3))
-    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1), lambda name: 1.0)
+    optimizer = make_optimizer(model, OptimizerConfig(weight_decay=0.1, learning_rate=0.01), lambda name: 1.0)
     assert [p.shape for p in optimizer.param_groups[0]["params"]] == [(3, 2), (3,)]
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
