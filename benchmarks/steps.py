@@ -19,12 +19,13 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "steps.json"
 DATA = HERE.parents[1] / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
-LEAN = {"lean": True, "tokens": 2048, "length_step": 16}
+LEAN = {"lean": True, "tokens": 1536, "length_step": 16}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as train does it": LEAN,
     "modules as transformers and peft have them": {**LEAN, "lean": False},
     "whole batches": {**LEAN, "tokens": None},
     "whole batches, modules as they are": {**LEAN, "tokens": None, "lean": False},
+    "passes of 2048": {**LEAN, "tokens": 2048},
     "passes of 512": {**LEAN, "tokens": 512},
     "passes of 1024": {**LEAN, "tokens": 1024},
     "sequences of every length": {**LEAN, "length_step": 1},

@@ -54,7 +54,7 @@ def test_objectives_that_read_the_rows_together_refuse_passes(objective):
 def test_a_pass_is_limited_on_a_cpu_and_a_pair_counts_twice():
     document = {"model": "embedded", "dataset": {"path": ["rows.jsonl"]}}
     config = load(verbs.config_class("train"), document, [])
-    assert [batch_of(config, *how).tokens for how in (("cpu",), ("cpu", 2), ("cuda",))] == [2048, 1024, None]
+    assert [batch_of(config, *how).tokens for how in (("cpu",), ("cpu", 2), ("cuda",))] == [1536, 768, None]
 
 
 def test_tokens_are_counted_without_padding(train, tmp_path):

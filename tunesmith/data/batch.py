@@ -28,7 +28,7 @@ class BatchConfig(Config):
     """Batches whose gradients are added up before the weights move."""
     tokens: Literal["auto"] | Annotated[int, Field(ge=16)] | None = "auto"
     """Most tokens that go through the model together: a batch of more goes in several passes, with the same gradient and
-    less memory. A longer row goes alone. null: no limit; auto: 2048 on a CPU and no limit on a GPU. Objectives that
+    less memory. A longer row goes alone. null: no limit; auto: 1536 on a CPU and no limit on a GPU. Objectives that
     compare the rows of a batch (kto) or draw answers (ppo, grpo) have none."""
     group_by_length: bool = False
     """Rows of like length make a step together. Saves time only where rows are padded (models whose rows are not joined), and

@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.core.errors import UsageError
 from tunesmith.data.batch import BatchConfig
 
-CPU_TOKENS = 2048
+CPU_TOKENS = 1536
 """More at a time are hardly faster on a CPU, and need more memory (decision 008)."""
 WHOLE = {"kto", "ppo", "grpo"}
 """Objectives that read the rows of a batch together, or draw rows of their own."""
