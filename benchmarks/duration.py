@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from race import DATA, quiet
+from race import DATA, machine, quiet
 
 RESULTS = Path(__file__).parent / "results" / "duration.json"
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "freeze": {"layers": 4}, "lora": {}, "qlora": {}}
@@ -67,9 +66,7 @@ def main() -> None:
             time, memory = seen["seconds"] / seen["planned_seconds"], seen["bytes"] / seen["planned_bytes"]
             print(f"{kind:<8}{seen['planned_seconds']:>7.1f} s planned, {time:.0%} taken", end="; ")
             print(f"{seen['planned_bytes'] / 2**30:>6.2f} GiB planned, {memory:.0%} taken", flush=True)
-    RESULTS.write_text(
-        json.dumps({"machine": platform.processor(), "rows": wish.rows, "rounds": found}, indent=1) + "\n"
-    )
+    RESULTS.write_text(json.dumps({"machine": machine(), "rows": wish.rows, "rounds": found}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

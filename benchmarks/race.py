@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import random
 import statistics
 import subprocess
@@ -214,6 +215,11 @@ def apart(function: Callable[..., Any], *given: Any) -> Any:
     """Call it in a process of its own: a child's peak memory is at least what its parent held when it was started."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *given).result()
+
+
+def machine() -> str:
+    """Where numbers come from."""
+    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def quiet() -> dict[str, str]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from race import machine
 
 from tunesmith.core.run import Run
 
@@ -37,7 +38,7 @@ def main() -> None:
         call(environment, "-c", "from tunesmith.models.embedded import embedded_folder; embedded_folder()")
         runs = [measure(folder, environment, number) for number in range(rounds + 1)]
     found = {
-        "machine": f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}",
+        "machine": machine(),
         "first": runs[0],
         "later": runs[1:],
         "fastest_later": min(runs[1:], key=lambda run: run["first_step_begins"] - run["model_load"]),

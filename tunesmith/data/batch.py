@@ -49,8 +49,7 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
     Rows are shuffled, and the rows of one step (rows x accumulate) are drawn together; inside a step, with
     `group_by_length` inside windows of 16 steps that are shuffled again, rows of like length are put side by side so
     that padding stays small. The last step may be smaller than the others. Batches of more than `batch.tokens` tokens
-    are cut, where that is a number. The first epoch begins with the largest batch, so that a run ends there for want of
-    memory or not at all.
+    are cut, where that is a number. The first epoch begins with the largest batch: a run that has no room for it ends at once.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))

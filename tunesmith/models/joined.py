@@ -1,4 +1,4 @@
-"""A padded batch as one sequence: the beginning that all rows share once, then the rows one behind the other, next to no padding.
+"""A padded batch as one sequence: the beginning that all rows share once, then the rows, with next to no padding.
 
 Linear layers see every token once; only attention knows the rows. Each row attends to the shared beginning and to itself,
 so losses and gradients are those of the padded batch. Rows of like length lie together and have the same number of places,

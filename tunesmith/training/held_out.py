@@ -67,7 +67,8 @@ def held_out_scores(
 ) -> dict[str, float]:  # fmt: skip
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
 
-    `ready` makes the batch of some rows where the model is. Rows of like length are scored together, as many as `batch` trains at a time; each process of a team scores its share, and all get the same numbers.
+    `ready` makes the batch of some rows where the model is. Rows of like length are scored together, as many as `batch`
+    trains at a time; each process of a team scores its share, and all get the same numbers.
     """
     import torch
 

@@ -32,9 +32,9 @@ class OptimizerConfig(Config):
     matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
     matrices and a step that takes several products of each."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """Peak learning rate; null takes what is usual for the method and the objective, and says it. auto trains a few steps at several rates before the first step, compares the loss on rows they do not
-    train on, takes the lowest rate that is nearly the best, and goes back to the start; for at most a quarter of the
-    run's steps in time."""
+    """Peak learning rate; null takes what is usual for the method and the objective, and says it. auto trains a few steps at
+    several rates before the first step, compares the loss on rows they do not train on, takes the lowest rate that is
+    nearly the best, and goes back to the start; for at most a quarter of the run's steps in time."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data."""
     steps: Annotated[int, Field(ge=1)] | None = None

@@ -202,9 +202,10 @@ def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = T
     """What a Wish needs to know of the batches of the first epochs.
 
     `rows`, `tokens` and `lengths` of the pass that is the largest (its sequences, the longest of them, each; where rows are
-    padded the one with the most places, otherwise the one with the most tokens), in how many `passes` a batch goes through the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where
-    rows are joined, otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same
-    in all rows and come before any label.
+    padded the one with the most places, otherwise the one with the most tokens), in how many `passes` a batch goes through
+    the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where rows are joined,
+    otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same in all rows and come
+    before any label.
     """
     import numpy as np
 
