@@ -19,7 +19,14 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "steps.json"
 DATA = HERE.parents[1] / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
-LEAN = {"lean": True, "tokens": 1536, "length_step": 16}
+LEAN = {
+    "method": {"kind": "lora", "rank": 8, "alpha": 16},
+    "lean": True,
+    "tokens": 1536,
+    "length_step": 16,
+    "kernels": None,
+}
+FREEZE = {**LEAN, "method": {"kind": "freeze", "layers": 4}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as train does it": LEAN,
     "modules as transformers and peft have them": {**LEAN, "lean": False},
@@ -30,17 +37,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "passes of 1024": {**LEAN, "tokens": 1024},
     "sequences of every length": {**LEAN, "length_step": 1},
     "sequences in steps of 64": {**LEAN, "length_step": 64},
+    "code of 16 shapes kept": {**LEAN, "kernels": 16},
+    "code of 1024 shapes kept": {**LEAN, "kernels": 1024},
+    "freeze": FREEZE,
+    "freeze, code of 1024 shapes kept": {**FREEZE, "kernels": 1024},
 }
 ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
 
 
 def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """LoRA of all linear layers, rank 8, bf16, as the loop does it; tokens a second count no padding."""
-    from tunesmith.core.hardware import peak_memory_bytes, wait_without_spinning
+    """LoRA of all linear layers, rank 8, or the last four layers, bf16, as the loop does it; tokens a second count no padding."""
+    from tunesmith.core import hardware
 
-    wait_without_spinning()  # before torch is loaded, as the command line does it
+    hardware.KERNELS = setting["kernels"] or hardware.KERNELS
+    hardware.set_environment()  # before torch is loaded, as the command line does it
     import torch
     from accelerate import Accelerator
+    from pydantic import TypeAdapter
 
     from tunesmith.data.batch import BatchConfig, collate, order_steps
     from tunesmith.data.dataset import Rows
@@ -48,12 +61,12 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     from tunesmith.models.head import label_losses
     from tunesmith.models.lean import make_lean
     from tunesmith.models.load import find, load_model
-    from tunesmith.models.methods import Lora
+    from tunesmith.models.methods import Method
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
     joined.LENGTH_STEP = setting["length_step"]
     torch.manual_seed(0)
-    rows, method = Rows(folder, "train"), Lora(rank=8, alpha=16)
+    rows, method = Rows(folder, "train"), TypeAdapter[Method](Method).validate_python(setting["method"])
     accelerator = Accelerator(mixed_precision="bf16")
     model = method.put(load_model(find("embedded"), "bf16"))
     if setting["lean"]:
@@ -79,7 +92,11 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
         if number >= WARM:
             tokens += sum(int(tensors["attention_mask"].sum()) for tensors in passes)
             seconds += time.perf_counter() - started
-    return {"tokens_per_second": round(tokens / seconds, 1), "peak_bytes": peak_memory_bytes(), "last_loss": loss}
+    return {
+        "tokens_per_second": round(tokens / seconds, 1),
+        "peak_bytes": hardware.peak_memory_bytes(),
+        "last_loss": loss,
+    }
 
 
 def prepare(folder: Path) -> Path:

@@ -12,12 +12,12 @@ from tunesmith.core.errors import Paused, TunesmithError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train in a team and return the exit code. All pause together, so that only the first one's code tells of it."""
-    from tunesmith.core.hardware import hush_libraries, wait_without_spinning
+    from tunesmith.core.hardware import hush_libraries, set_environment
 
     words = list(sys.argv[1:] if argv is None else argv)
     launched, is_first = "--launched" in words, os.environ["RANK"] == "0"
     hush_libraries()
-    wait_without_spinning()
+    set_environment()
     try:
         _train(Path(words[0]), quiet="--quiet" in words, launched=launched)
     except TunesmithError as error:

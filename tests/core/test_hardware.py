@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
+import pytest
+
 from tunesmith.core import hardware
 
 
@@ -13,3 +19,38 @@ def test_what_was_freed_before_does_not_count_for_the_new_peak():
     hardware.reset_peak_memory()
     assert hardware.peak_memory_bytes() < held - 300_000_000
     assert len(last) == 20
+
+
+MANY_SHAPES = """
+from tunesmith.core import hardware
+hardware.set_environment()
+import torch
+
+def multiply(rows):
+    torch.ones(rows, 64, dtype=torch.bfloat16) @ torch.ones(64, 64, dtype=torch.bfloat16)
+
+multiply(8)
+held = hardware.memory_bytes()
+for rows in range(16, 616):
+    multiply(rows)
+hardware.give_back_memory()
+print((hardware.memory_bytes() - held) >> 20)
+"""
+
+
+def _grown(**wishes: str) -> int:
+    """MiB that a fresh process holds more after products of 600 shapes."""
+    ours = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"}
+    rest = {name: value for name, value in os.environ.items() if name not in ours}
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_SHAPES], env=rest | wishes, capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(
+    not hardware.probe().native_bf16, reason="the code of bf16 products is made by the shape only where they are native"
+)
+def test_code_of_many_shapes_does_not_stay():
+    ours, theirs = _grown(), _grown(ONEDNN_PRIMITIVE_CACHE_CAPACITY="1024", LRU_CACHE_CAPACITY="1024")
+    assert ours < theirs / 3, "what the environment wishes wins, and without a wish little is kept"

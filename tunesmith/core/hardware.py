@@ -11,6 +11,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+KERNELS = 64
+"""Shapes; a layer's forward and backward over up to 64 rows have less than 48, and the next layer has the same ones."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
@@ -57,14 +60,17 @@ def hush_libraries() -> None:
     logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)  # it sets its own level
 
 
-def wait_without_spinning() -> None:
-    """Let OpenMP threads spin briefly, then sleep while they wait; call before torch is loaded. The environment goes first.
+def set_environment() -> None:
+    """Tell torch's libraries how to wait and how much to keep; call before torch is loaded. What the environment says wins.
 
-    Threads that spin long are fine on an idle machine and a disaster beside anything else; threads that never spin
-    cost a quarter of the speed of an idle one (docs/decisions/004).
+    OpenMP threads spin briefly, then sleep: those that spin long are a disaster beside anything else, those that never spin
+    cost a quarter of the speed of an idle machine (docs/decisions/004). oneDNN and ideep each keep the code of the last
+    KERNELS shapes of a matrix product, and not of 1024, which is a quarter of a GiB for rows of many lengths (005).
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(KERNELS))
 
 
 def memory_bytes() -> int:

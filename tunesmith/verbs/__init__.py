@@ -67,10 +67,10 @@ def perform(
     `voice` is how it speaks: `quiet`, `screen_is_stderr`. Raises what the verb could not prove once result.json is written.
     """
     from tunesmith.core.artifacts import as_result
-    from tunesmith.core.hardware import wait_without_spinning
+    from tunesmith.core.hardware import set_environment
     from tunesmith.core.run import Run
 
-    wait_without_spinning()
+    set_environment()
 
     module = verb_module(verb)
     run = Run.start(verb, config, out, resume=resume, replay_of=replay_of, **voice)
