@@ -115,6 +115,7 @@ def test_an_adapter_on_the_output_head_is_heard():
 
 def test_under_a_frozen_head_logits_exist_for_one_chunk_only(monkeypatch):
     monkeypatch.setattr(head, "CHUNK", 7)
+    monkeypatch.setattr(head, "PIECE", 3)
     model = random_model("llama").train()
     model.get_output_embeddings().weight.requires_grad = False
     same(model, some_rows())

@@ -22,8 +22,10 @@ SHORTEST_SHARED = 8
 """Tokens; a shorter common beginning is not worth the extra attention."""
 WIDEST_SHARED = 2048
 """Tokens of a batch's rows; wider ones would pay for the sharing with a mask of their length squared in every layer."""
-CHUNK = 128
-"""Tokens whose logits exist at the same time under a frozen head."""
+CHUNK = 256
+"""Tokens whose logits exist at the same time under a frozen head; fewer make slower products."""
+PIECE = 32
+"""Of them, those whose softmax is made at a time on a CPU: their logits in fp32 stay near the core."""
 STEP = 32
 """Their number is rounded up to a multiple of it: oneDNN keeps code for every shape it has met (decision 005)."""
 
@@ -133,8 +135,9 @@ def _frozen_head_loss() -> Any:
     class FrozenHeadLoss(torch.autograd.Function):
         """Cross entropy under a head without gradient, CHUNK tokens at a time.
 
-        The gradient with respect to the states, softmax(W h) - target times W, is made in forward: logits never outlive
-        their chunk. The target is one at the token, or 1 - smoothing there and smoothing / V everywhere.
+        The gradient with respect to the states, (softmax(W h) - target) W, is made in forward: logits never outlive their
+        chunk. The target is one at the token, or 1 - smoothing there and smoothing / V everywhere. What goes into the
+        product is e - sum(e) target, with e = exp(logit - largest), and the sum is divided out of its small result.
         """
 
         @staticmethod
@@ -144,20 +147,29 @@ def _frozen_head_loss() -> Any:
             weight, real = weight.to(states.dtype), len(states)
             states, targets = pad(states, (0, 0, 0, -real % STEP)), pad(targets, (0, -real % STEP))
             losses = torch.empty(len(states), device=states.device)
+            sums = losses.new_empty(len(states), 1)
             gradient = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+            piece = PIECE if states.device.type == "cpu" else CHUNK
             for start in range(0, len(states), CHUNK):
-                part, wanted = states[start : start + CHUNK], targets[start : start + CHUNK, None]
-                logits = (part @ weight.T).float()  # (chunk, V)
-                total = logits.logsumexp(dim=-1, keepdim=True)
-                found = (1 - smoothing) * logits.gather(1, wanted)
-                if smoothing:
-                    found += smoothing * logits.mean(dim=1, keepdim=True)
-                losses[start : start + CHUNK] = (total - found)[:, 0]
-                if gradient is not None:
-                    logits.sub_(total).exp_().scatter_add_(1, wanted, logits.new_full(wanted.shape, smoothing - 1))
+                here = slice(start, start + CHUNK)
+                logits = states[here] @ weight.T  # (chunk, V)
+                for own, wanted, loss, total in zip(
+                    *(of.split(piece) for of in (logits, targets[here, None], losses[here], sums[here])), strict=True
+                ):
+                    exponents = own.float()  # the very same numbers where they are fp32
+                    exponents.sub_(exponents.amax(1, keepdim=True))
+                    found = (1 - smoothing) * exponents.gather(1, wanted)
                     if smoothing:
-                        logits.sub_(smoothing / logits.shape[1])
-                    gradient[start : start + CHUNK] = logits.to(states.dtype) @ weight
+                        found += smoothing * exponents.mean(dim=1, keepdim=True)
+                    torch.sum(exponents.exp_(), 1, keepdim=True, out=total)
+                    loss.copy_((total.log() - found)[:, 0])
+                    if gradient is not None:
+                        exponents.scatter_add_(1, wanted, total * (smoothing - 1))
+                        if smoothing:
+                            exponents.sub_(total * (smoothing / weight.shape[0]))
+                        own.copy_(exponents)
+                if gradient is not None:
+                    gradient[here] = (logits @ weight) / sums[here]
             ctx.save_for_backward(None if gradient is None else gradient[:real])
             return losses[:real]
 

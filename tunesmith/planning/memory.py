@@ -14,7 +14,7 @@ from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import Machine
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.head import CHUNK, is_worth_sharing
+from tunesmith.models.head import CHUNK, PIECE, is_worth_sharing
 from tunesmith.models.joined import LENGTH_STEP
 from tunesmith.models.methods import Method
 from tunesmith.models.shape import Shape
@@ -39,8 +39,6 @@ ADAMW_BYTES = 16
 """A trained number in fp32: weight, gradient, two moments."""
 LOSS_BYTES = 12
 """A logit under a trained head: log-softmax kept, the gradient of the loss, the gradient of the logit, all fp32."""
-CHUNK_BYTES = 12
-"""A logit under a frozen head, of which CHUNK tokens exist at a time: the product, its fp32 copy and exponent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     kept += 2 * vocabulary if bf16 and footprint.head else 0  # autocast's copy of a trained head
     kept += prefix_bytes(shape, footprint, bf16=bf16, batch=batch)
     activations = kept + (layer if again else 0)
-    logits = _logits_bytes(shape, wish, footprint)
+    logits = _logits_bytes(shape, wish, footprint, device)
     gradients = 4 * footprint.trained
     doubled = 4 * vocabulary if footprint.head and footprint.embeddings and shape.tied else 0
     before = gradients if wish.accumulate > 1 else 0
@@ -160,10 +158,13 @@ def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch
     )  # fmt: skip
 
 
-def _logits_bytes(shape: Shape, wish: Wish, footprint: Footprint) -> int:
+def _logits_bytes(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> int:
+    """Under a frozen head CHUNK tokens exist at a time, in the precision of the product, and fp32 copies of a piece of them."""
     positions = wish.rows * wish.tokens if wish.labelled is None else wish.labelled
     if joins(shape, footprint) and not footprint.head:
-        return CHUNK_BYTES * min(positions, CHUNK) * shape.vocabulary
+        alive = min(positions, CHUNK)
+        copied = min(alive, PIECE if device == "cpu" else CHUNK) if wish.precision == "bf16" else 0
+        return ((2 if copied else 4) * alive + 4 * copied) * shape.vocabulary
     return LOSS_BYTES * positions * shape.vocabulary
 
 
