@@ -2,8 +2,8 @@
 
     python benchmarks/duration.py [--rounds 2] [--rows 96] [--methods full,freeze,lora,qlora]
 
-Writes benchmarks/results/duration.json. Needs ../shared/data and an idle machine: a plan made while something else runs
-foretells a run beside that something.
+Writes benchmarks/results/duration.json and the table of docs/plan.md. Needs ../shared/data and an idle machine: a plan made
+while something else runs foretells a run beside that something.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 from race import DATA, machine, quiet
+from report import write
 
 RESULTS = Path(__file__).parent / "results" / "duration.json"
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "freeze": {"layers": 4}, "lora": {}, "qlora": {}}
@@ -67,6 +68,7 @@ def main() -> None:
             print(f"{kind:<8}{seen['planned_seconds']:>7.1f} s planned, {time:.0%} taken", end="; ")
             print(f"{seen['planned_bytes'] / 2**30:>6.2f} GiB planned, {memory:.0%} taken", flush=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "rows": wish.rows, "rounds": found}, indent=1) + "\n")
+    write()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Predicted against measured peak memory: a few steps on the embedded model, each configuration in its own process.
 
-python benchmarks/memory.py                  # all configurations, writes benchmarks/results/memory.json
+python benchmarks/memory.py                  # all configurations, writes benchmarks/results/memory.json and the table of docs/plan.md
 python benchmarks/memory.py lora fp32        # only those whose name has all these words; the others keep their rows
 python benchmarks/memory.py --again          # measures nothing, plans anew
 """
@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from report import write
 
 STEPS = 4
 RESULTS = Path(__file__).parent / "results" / "memory.json"
@@ -144,6 +146,7 @@ def main(words: list[str]) -> None:
         print(f"{row['name']:<32} measured {peak:6.0f} MiB  predicted {said:6.0f} MiB  {row['error']:+.1%}", flush=True)
     rows = [known[wish["name"]] for wish in configurations() if wish["name"] in known]
     RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write()
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@
     python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,target,target_tuned,last4,freeze4] [--out FILE]
 
 Every contender is a process of its own, from start to its saved weights; one after the other, in another order each round.
-Held-out losses are computed by one and the same code from the saved weights. Writes benchmarks/results/race.json, and goes
-on there: rounds that the file holds count, each with its revision and compared only within itself. Needs ../shared/data
-and an idle machine; a round of all jobs takes two hours on two cores.
+Held-out losses are computed by one and the same code from the saved weights. Writes benchmarks/results/race.json, from
+it docs/speed.md and its chart, and goes on there: rounds that the file holds count, each with its revision and compared
+only within itself. Needs ../shared/data and an idle machine; a round of all jobs takes two hours on two cores.
 """
 
 from __future__ import annotations
@@ -29,9 +29,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from report import write
 
 ROOT = Path(__file__).resolve().parents[1]
 RIVALS = ROOT / ".rivals"
+RESULTS = ROOT / "benchmarks" / "results" / "race.json"
 DATA = ROOT.parent / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
 HELD_OUT, CUTOFF, RANK, ALPHA = 64, 512, 8, 16
 
@@ -291,7 +293,7 @@ def main() -> None:
     wish.add_argument("--rounds", type=int, default=5)
     wish.add_argument("--rows", type=int, default=256)
     wish.add_argument("--jobs", default=",".join(JOBS))
-    wish.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "race.json")
+    wish.add_argument("--out", type=Path, default=RESULTS)
     wish = wish.parse_args()
     found = json.loads(wish.out.read_text()) if wish.out.is_file() else {}
     revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
@@ -305,6 +307,8 @@ def main() -> None:
             beside = {name: ratios([each["contenders"] for each in rounds], name) for name in names}
             found[job] = {"rows": wish.rows, "ratios": beside, "rounds": rounds}
             wish.out.write_text(json.dumps(found, indent=1) + "\n")
+            if wish.out == RESULTS:
+                write()
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ LEAN = {
     "tokens": 1536,
     "length_step": 16,
     "kernels": None,
+    "compiled": False,
 }
 FREEZE = {**LEAN, "method": {"kind": "freeze", "layers": 4}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,6 +40,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sequences in steps of 64": {**LEAN, "length_step": 64},
     "code of 16 shapes kept": {**LEAN, "kernels": 16},
     "code of 1024 shapes kept": {**LEAN, "kernels": 1024},
+    "layers compiled": {**LEAN, "compiled": True},
+    "layers compiled, modules as they are": {**LEAN, "compiled": True, "lean": False},
     "freeze": FREEZE,
     "freeze, code of 1024 shapes kept": {**FREEZE, "kernels": 1024},
 }
@@ -46,7 +49,8 @@ ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
 
 
 def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """LoRA of all linear layers, rank 8, or the last four layers, bf16, as the loop does it; tokens a second count no padding."""
+    """LoRA of all linear layers, rank 8, or the last four layers, bf16, as the loop does it; tokens a second count no padding, and
+    `seconds_before` are those of the first steps, which do not count in them."""
     from tunesmith.core import hardware
 
     hardware.KERNELS = setting["kernels"] or hardware.KERNELS
@@ -71,10 +75,14 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     model = method.put(load_model(find("embedded"), "bf16"))
     if setting["lean"]:
         make_lean(model)
+    if setting["compiled"]:
+        for module in model.modules():
+            if type(module).__name__.endswith("DecoderLayer"):
+                module.compile(dynamic=True)
     wish = OptimizerConfig(learning_rate=1e-3)
     model, optimizer = accelerator.prepare(model, make_optimizer(model, wish, method.rate_factor))
     model.train()
-    tokens, seconds, loss = 0, 0.0, 0.0
+    tokens, seconds, before, loss = 0, 0.0, 0.0, 0.0
     for number, step in enumerate(
         order_steps(rows.lengths, BatchConfig(rows=BATCH, tokens=setting["tokens"]), 0, 0)[:STEPS]
     ):
@@ -92,8 +100,11 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
         if number >= WARM:
             tokens += sum(int(tensors["attention_mask"].sum()) for tensors in passes)
             seconds += time.perf_counter() - started
+        else:
+            before += time.perf_counter() - started
     return {
         "tokens_per_second": round(tokens / seconds, 1),
+        "seconds_before": round(before, 1),
         "peak_bytes": hardware.peak_memory_bytes(),
         "last_loss": loss,
     }
