@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from string import ascii_lowercase
 from types import SimpleNamespace
 
 import pytest
@@ -218,16 +220,22 @@ def test_the_reward_goes_up_on_held_out_prompts_and_resumes_exactly(train, tmp_p
 
 
 def test_from_sft_over_a_reward_model_to_ppo(train, tmp_path):
+    """The reward model learns that letters are better than signs, and the policy says more letters."""
+    chance, signs = random.Random(0), [chr(code) for code in range(33, 256) if not chr(code).isalpha()]
+    pairs = [
+        {"prompt": f"Lamp {n}?", "chosen": "".join(chance.choices(ascii_lowercase, k=8)), "rejected": "".join(chance.choices(signs, k=8))}
+        for n in range(96)
+    ]  # fmt: skip
     data = tmp_path / "pairs.jsonl"
-    data.write_text("\n".join(map(json.dumps, PAIRS)))
+    data.write_text("\n".join(map(json.dumps, pairs)))
     train(tmp_path / "sft", optimizer__steps=5)
     over = {"model": str(tmp_path / "sft"), "dataset__path": [str(data)]}
-    reward = train(tmp_path / "reward", objective={"kind": "reward"}, optimizer__steps=20, **over)
-    assert reward.held_out_loss < reward.base_held_out_loss
-    wishes = {**RL, **over, "optimizer__learning_rate": 0.003, "batch__rows": 8}
-    objective = {"kind": "ppo", "reward": str(tmp_path / "reward"), "answer_tokens": 12}
-    made = train(tmp_path / "ppo", objective=objective, **wishes)
-    assert made.held_out_reward > made.base_held_out_reward
+    reward = train(tmp_path / "reward", objective={"kind": "reward"}, optimizer__steps=40, **over)
+    assert reward.held_out_loss < 0.1 < reward.base_held_out_loss
+    objective = {"kind": "ppo", "reward": str(tmp_path / "reward"), "answer_tokens": 8, "kl": 0}
+    wishes = {**RL, **over, "optimizer__learning_rate": 6e-3, "optimizer__steps": 28, "batch__rows": 8}
+    made = train(tmp_path / "ppo", objective=objective, method={"kind": "full"}, **wishes)
+    assert made.held_out_reward > made.base_held_out_reward + 0.5  # three seeds gained 1.2 to 1.9
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])

@@ -95,7 +95,7 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     together = collate(prepared_rows, range(len(prepared_rows)), 0)
     assert largest["shared"] == shared_tokens(together) > 10
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    assert made["logits_bytes"] == 12 * min(positions, CHUNK) * vocabulary
+    assert made["logits_bytes"] == 4 * min(positions, CHUNK) * vocabulary
 
 
 def test_without_weights_time_is_not_measured(tmp_path, model, rows, capsys):
