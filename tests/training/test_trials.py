@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from tunesmith import cli, verbs
 from tunesmith.core.config import load
 from tunesmith.core.errors import UsageError
 from tunesmith.core.run import Run
+from tunesmith.models.load import find
 from tunesmith.models.methods import Full
+from tunesmith.models.shape import read_shape
+from tunesmith.training.optimizer import usual_rate
 from tunesmith.training.rates import FACTORS, MORE, beyond, choose, search
 
 AUTO = {"optimizer__learning_rate": "auto", "optimizer__epochs": 12, "evaluation__every_steps": 500}
@@ -170,7 +174,7 @@ def test_what_cannot_be_searched_is_refused_in_one_line(train, tmp_path, wishes,
 
 
 def test_a_rate_that_diverges_is_seen_and_not_chosen(train, tmp_path, monkeypatch):
-    monkeypatch.setattr(Full, "usual_rate", 1e30)
+    monkeypatch.setattr(Full, "usual_rate", lambda *_: 1e30)
     with pytest.raises(UsageError, match="no rate from .* lowers the loss"):
         train(tmp_path / "run", method__kind="full", **AUTO)
     event = found(tmp_path / "run")
@@ -212,8 +216,8 @@ def test_the_search_goes_on_beyond_an_edge_and_no_further_than_allowed():
 @pytest.mark.parametrize(
     ("wishes", "rate"),
     [
-        ({}, 2e-4),
-        ({"method__kind": "full"}, 2e-5),
+        ({}, 8.8e-3),
+        ({"method__kind": "full"}, 8.8e-4),
         ({"method__kind": "prompt"}, 3e-2),
     ],
 )
@@ -225,10 +229,21 @@ def test_a_run_without_a_rate_takes_the_usual_one_of_its_method_and_writes_it_do
     assert max(event["learning_rate"] for event in events(tmp_path / "run", "step")) == rate
 
 
-def test_preferences_want_a_quarter_and_the_preview_names_the_number():
-    from tunesmith.verbs.train import preview
-
-    document = {"model": "embedded", "dataset": {"path": ["rows.jsonl"]}}
-    for objective, rate in (("sft", "0.0002"), ("reward", "0.0002"), ("dpo", "5e-05"), ("kto", "5e-05")):
+@pytest.mark.parametrize(
+    ("method", "hidden", "rates"),
+    [
+        ("lora", 4096, {"sft": 2e-4, "reward": 2e-4, "dpo": 5e-5, "kto": 5e-5}),
+        ("lora", 576, {"sft": 9.24e-4, "dpo": 2.31e-4}),
+        ("lora", 8192, {"sft": 1.16e-4}),
+        ("full", 4096, {"sft": 2e-5}),
+        ("full", 576, {"sft": 9.24e-5}),
+        ("freeze", 576, {"sft": 2.31e-4}),
+        ("prompt", 576, {"sft": 3e-2}),
+    ],
+)
+def test_narrow_models_want_a_higher_rate_and_preferences_a_quarter(method, hidden, rates):
+    shape = replace(read_shape(find("embedded").base), hidden=hidden)
+    document = {"model": "embedded", "dataset": {"path": ["rows.jsonl"]}, "method": {"kind": method}}
+    for objective, rate in rates.items():
         config = load(verbs.config_class("train"), {**document, "objective": {"kind": objective}}, [])
-        assert f"learning rate {rate} (" in preview(config)
+        assert usual_rate(config, shape) == rate

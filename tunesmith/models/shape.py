@@ -63,6 +63,15 @@ class Shape:
     mlp: tuple[Linear, ...]
 
     @property
+    def rate_by_width(self) -> float:
+        """The learning rate that its weights and their adapters bear, over what they do in a model 4096 wide.
+
+        A power of the width; the exponent is that of "LoRA without regret" (Schulman et al., Thinking Machines 2025) for
+        Llama models. Decision 010 says what speaks for it.
+        """
+        return (4096 / self.hidden) ** 0.78
+
+    @property
     def head(self) -> Linear:
         """The output head, hidden states to logits."""
         return Linear("lm_head", self.hidden, self.vocabulary)

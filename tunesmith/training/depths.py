@@ -66,7 +66,7 @@ def settle_depth(config: Any, ready_for: Callable[[Any], Ready], run: Run) -> An
         return config
     started = time.perf_counter()
     shape = read_shape(ready_for(config).found.base)
-    at_rate = with_rate(config, usual_rate(config)) if is_rate_open(config) else config
+    at_rate = with_rate(config, usual_rate(config, shape)) if is_rate_open(config) else config
     with Stop(run) as stop, stop.at_once("while depths were compared"):
         found = _compare(_fitting(at_rate, shape, ready_for, run), shape, run)
     chosen = least_enough({one["layers"]: one["loss"] for one in found["depths"]}, found["base_loss"], ENOUGH)

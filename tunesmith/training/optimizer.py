@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch.optim import Optimizer
 
+    from tunesmith.models.shape import Shape
+
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 """AdamW's, where the config says nothing."""
@@ -32,9 +34,9 @@ class OptimizerConfig(Config):
     matrix; often a higher loss. muon (arXiv 2502.16982: matrices inside the layers, adamw for the rest): 4 bytes for those
     matrices and a step that takes several products of each."""
     learning_rate: Annotated[float, Field(gt=0)] | Literal["auto"] | None = None
-    """Peak learning rate; null takes what is usual for the method and the objective, and says it. auto trains a few steps at
-    several rates before the first step, compares the loss on rows they do not train on, takes the lowest rate that is
-    nearly the best, and goes back to the start; for at most a quarter of the run's steps in time."""
+    """Peak learning rate; null takes what is usual for the method, the objective and the model's width, and says it. auto
+    trains a few steps at several rates before the first step, compares the loss on rows they do not train on, takes the
+    lowest rate that is nearly the best, and goes back to the start; for at most a quarter of the run's steps in time."""
     epochs: Annotated[float, Field(gt=0)] = 3
     """Passes over the data."""
     steps: Annotated[int, Field(ge=1)] | None = None
@@ -70,9 +72,14 @@ SMALLER = {"dpo": 0.25, "kto": 0.25, "ppo": 0.5}
 """Objectives that want a smaller rate than answers do, as a share of it."""
 
 
-def usual_rate(config: Any) -> float:
+def usual_rate(config: Any, shape: Shape) -> float:
     """What a TrainConfig's method and objective learn with where nothing else is said, and around which is searched."""
-    return config.method.usual_rate * SMALLER.get(config.objective.kind, 1.0)
+    return short(config.method.usual_rate(shape) * SMALLER.get(config.objective.kind, 1.0))
+
+
+def short(rate: float) -> float:
+    """The rate as a person types it: what is chosen stands in config.yaml."""
+    return float(f"{rate:.3g}")
 
 
 RATE_FACTOR = "rate_factor"

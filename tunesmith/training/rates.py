@@ -7,17 +7,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UsageError
+from tunesmith.models.shape import read_shape
 from tunesmith.training.chart import RATES, draw_rates
-from tunesmith.training.optimizer import usual_rate
+from tunesmith.training.optimizer import short, usual_rate
 from tunesmith.training.stop import Stop
 from tunesmith.training.trials import Bench, Slice, bench, check_searchable, cut_slice, least_enough
 
 if TYPE_CHECKING:
     from tunesmith.core.run import Run
+    from tunesmith.models.shape import Shape
     from tunesmith.training.job import Ready
 
 OPTION = "optimizer.learning_rate"
-FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 STEP = 2.0
 MORE = 2
 """Rates that are tried beyond the grid where what is looked for lies at its edge."""
@@ -34,12 +36,14 @@ def is_open(config: Any) -> bool:
     return config.optimizer.learning_rate == "auto"
 
 
-def with_usual(config: Any, run: Run) -> Any:
+def with_usual(config: Any, shape: Shape, run: Run) -> Any:
     """The TrainConfig with the usual learning rate where it has none, which is said."""
     if config.optimizer.learning_rate is not None:
         return config
-    rate = usual_rate(config)
-    run.say(f"rates     learning rate {rate:g}, as is usual for {config.method.kind} ({config.objective.kind})")
+    rate = usual_rate(config, shape)
+    run.say(
+        f"rates     learning rate {rate:g}, as is usual for {config.method.kind} ({config.objective.kind}) of a model {shape.hidden} wide"
+    )
     return with_rate(config, rate)
 
 
@@ -57,7 +61,7 @@ def settle_rate(config: Any, ready: Ready, run: Run) -> Any:
     """
     if not is_open(config):
         return config
-    usual = usual_rate(config)
+    usual = usual_rate(config, read_shape(ready.found.base))
     started = time.perf_counter()
     with (
         Stop(run) as stop,
@@ -96,18 +100,13 @@ def with_rate(config: Any, rate: float) -> Any:
 
 def search(rates: list[float], base: float, try_all: Callable[[list[float]], Losses]) -> Losses:
     """Try the rates, and up to MORE beyond them where the best is the highest or the choice the lowest one."""
-    losses = try_all([_short(rate) for rate in rates])
+    losses = try_all([short(rate) for rate in rates])
     for _ in range(MORE):
         edge = beyond(losses, base)
         if edge is None:
             break
-        losses |= try_all([_short(edge)])
+        losses |= try_all([short(edge)])
     return losses
-
-
-def _short(rate: float) -> float:
-    """The rate as a person types it: what is chosen stands in config.yaml."""
-    return float(f"{rate:.3g}")
 
 
 def _try(made: Bench, cut: Slice, rates: list[float], run: Run) -> Losses:

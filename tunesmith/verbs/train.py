@@ -24,7 +24,7 @@ from tunesmith.training.held_out import EvaluationConfig, check_patience
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
-from tunesmith.training.optimizer import OptimizerConfig, check_optimizer, usual_rate
+from tunesmith.training.optimizer import OptimizerConfig, check_optimizer
 from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def preview(config: TrainConfig) -> str:
     """What would happen, in words."""
     length = f"{config.optimizer.steps} steps" if config.optimizer.steps else f"{config.optimizer.epochs:g} epochs"
     rate, schedule = config.optimizer.learning_rate, config.optimizer.schedule
-    said = "auto" if rate == "auto" else f"{usual_rate(config) if rate is None else rate:g}"
+    said = {None: "as is usual", "auto": "auto"}.get(rate) or f"{rate:g}"
     return (
         f"train {config.model} by {config.method.kind} ({config.objective.kind}) on {', '.join(config.dataset.path)}: "
         f"{length} of {config.batch.rows} x {config.batch.accumulate} rows, learning rate "
@@ -118,12 +118,13 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     """
     from tunesmith.core.hardware import probe
     from tunesmith.models.load import identity
+    from tunesmith.models.shape import read_shape
     from tunesmith.training.depths import check_depth, settle_depth
     from tunesmith.training.job import Ready
     from tunesmith.training.lock import make_lock, note_choices, recall, settle
     from tunesmith.training.rates import check_rate, settle_rate, with_usual
 
-    asked, config = config, with_usual(recall(run, config), run)
+    asked, config = config, recall(run, config)
     check_optimizer(config.optimizer, probe().device)
     check_trackers(config.track)
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
@@ -133,6 +134,7 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_rate(config)
     check_depth(config)
     found, tokenizer = _find(config)
+    config = with_usual(config, read_shape(found.base), run)
     dataset, precision = _dataset(config, tokenizer, run), choose_precision(config)
     check_patience(config.evaluation, dataset.held_out_rows)
 

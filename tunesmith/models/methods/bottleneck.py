@@ -110,8 +110,7 @@ class Bottleneck(Config):
             )  # fmt: skip
         return self.size or min(WIDEST, most)
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:  # noqa: ARG002 - every method has it
         """The learning rate with which answers are learned where nothing else is said."""
         return 1e-3
 

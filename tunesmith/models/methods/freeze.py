@@ -104,10 +104,9 @@ class Freeze(Config):
             raise UsageError("method", "trains nothing", do="Give --method.layers, or --method.extra '[lm_head]'")
         return depth
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:
         """The learning rate with which answers are learned where nothing else is said."""
-        return 2e-5
+        return 5e-5 * shape.rate_by_width
 
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""

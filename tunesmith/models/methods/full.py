@@ -39,10 +39,9 @@ class Full(Config):
         """Return the model with all parameters trainable, as fp32 master weights."""
         return model.float().requires_grad_(True)
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:
         """The learning rate with which answers are learned where nothing else is said."""
-        return 2e-5
+        return 2e-5 * shape.rate_by_width
 
     def rate_factor(self, name: str) -> float:  # noqa: ARG002 - every method has it
         """Every parameter learns at the rate of the schedule."""

@@ -182,10 +182,9 @@ class Lora(Config):
                 "method.targets", "names no linear layer of this model", got=wrong, do=f"Known: {', '.join(known)}"
             )
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:
         """The learning rate with which answers are learned where nothing else is said."""
-        return 2e-4
+        return 2e-4 * shape.rate_by_width
 
     def rate_factor(self, name: str) -> float:
         """`plus_ratio` for the B matrices, 1 for the rest."""

@@ -79,8 +79,7 @@ class PTuning(Config):
         )  # fmt: skip
         return get_peft_model(model, config)
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:  # noqa: ARG002 - every method has it
         """The learning rate with which answers are learned where nothing else is said; an LSTM bears more than an MLP."""
         return 5e-3 if self.encoder == "lstm" else 2e-3
 

@@ -77,8 +77,7 @@ class Prefix(Config):
             initialize_kv_prefix_from_past_key_values(tuned, past_key_values=drawn)
         return tuned
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:  # noqa: ARG002 - every method has it
         """The learning rate with which answers are learned where nothing else is said; a network before it bears less."""
         return 1e-3 if self.projection else 1e-2
 

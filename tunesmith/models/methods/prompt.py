@@ -71,8 +71,7 @@ class Prompt(Config):
                 do=f"Shorten it or set method.tokens to {count}",
             )  # fmt: skip
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:  # noqa: ARG002 - every method has it
         """The learning rate with which answers are learned where nothing else is said."""
         return 3e-2
 

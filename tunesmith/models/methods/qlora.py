@@ -73,10 +73,9 @@ class Qlora(Config):
         """Return a peft model: base frozen in four bits, adapters trainable in fp32."""
         return self._lora.put(model)
 
-    @property
-    def usual_rate(self) -> float:
+    def usual_rate(self, shape: Shape) -> float:
         """The learning rate with which answers are learned where nothing else is said."""
-        return self._lora.usual_rate
+        return self._lora.usual_rate(shape)
 
     def rate_factor(self, name: str) -> float:
         """`plus_ratio` for the B matrices, 1 for the rest."""
