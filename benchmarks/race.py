@@ -1,7 +1,7 @@
 """The same rows, the same trained parameters, the same held-out rows: Tunesmith, LLaMA-Factory and TRL in turns.
 
     make benchmark                       # builds LLaMA-Factory's environment in .rivals/, then runs every job
-    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,target,target_tuned,last4,freeze4] [--out FILE]
+    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,target,...] [--out FILE]
 
 Every contender is a process of its own, from start to its saved weights; one after the other, in another order each round.
 Held-out losses are computed by one and the same code from the saved weights. Writes benchmarks/results/race.json, from
@@ -23,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -162,6 +162,7 @@ JOBS: dict[str, dict[str, Any]] = {
     "target_tuned": {"epochs": 3, "rate": 1e-3},
     "last4": {"epochs": 3, "rate": 1e-3, "last_layers": 4},
     "freeze4": {"epochs": 3, "rate": 1e-4, "last_layers": 4, "is_whole": True},
+    "freeze4_lora": {"epochs": 3, "rate": 1e-4, "last_layers": 4, "is_whole": True},
 }
 TARGETS = {"target": {"epochs": 0.25, "rate": 3e-3}, "target_tuned": {"epochs": 1.75, "rate": 1e-3}}
 """Ours where a rival's held-out loss is to be reached: enough to end below it; the table says whether it does."""
@@ -170,10 +171,12 @@ TARGETS = {"target": {"epochs": 0.25, "rate": 3e-3}, "target_tuned": {"epochs": 
 def contenders(job: str, folder: Path, model: Path, rows: int) -> tuple[Course, list[Contender]]:
     """Who runs in a job: each rival as its examples or defaults have it, and with the settings that are fastest here."""
     course = Course(folder, model, rows, **JOBS[job])
+    tuned = lambda: llamafactory(course, "llamafactory tuned", **LLAMAFACTORY_TUNED)  # noqa: E731
+    if job == "freeze4_lora":
+        return course, [tunesmith(replace(course, is_whole=False), "tunesmith", rate=JOBS["last4"]["rate"]), tuned()]
     ours = tunesmith(course, "tunesmith", **TARGETS.get(job, {}))
     if job == "target":
         return course, [ours, llamafactory(course, "llamafactory example")]
-    tuned = lambda: llamafactory(course, "llamafactory tuned", **LLAMAFACTORY_TUNED)  # noqa: E731
     if job == "target_tuned":
         return course, [ours, tuned()]
     if course.is_whole:

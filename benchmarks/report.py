@@ -33,6 +33,10 @@ JOBS = {
     },
     "last4": {"en": "LoRA of the last four layers, three epochs", "zh": "最后四层的 LoRA，三轮"},
     "freeze4": {"en": "The last four layers whole, three epochs", "zh": "完整训练最后四层，三轮"},
+    "freeze4_lora": {
+        "en": "The last four layers, three epochs: Tunesmith with LoRA, the rival whole",
+        "zh": "最后四层，三轮：Tunesmith 用 LoRA，对手完整训练",
+    },
 }
 AGAIN = {"en": ", checkpointing", "zh": "，重算激活"}
 SIZES = {"en": ("measured", "predicted"), "zh": ("实测", "预测")}
