@@ -5,17 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tunesmith.core.artifacts import MemoryPlan
 from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import Machine
+from tunesmith.models.methods.freeze import Freeze
 from tunesmith.models.methods.full import Full
 from tunesmith.models.methods.lora import Lora
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.advise import advise
-from tunesmith.planning.memory import LIBRARIES_BYTES, Parts, Wish, plan_memory, predict
+from tunesmith.planning.memory import LIBRARIES_BYTES, VARIED_BYTES, Parts, Wish, plan_memory, predict
 from tunesmith.planning.table import compare_lines, duration, gib, plan_lines
 
 GIB = 2**30
@@ -95,6 +97,17 @@ def test_recomputing_takes_less():
 def test_adapters_take_less_where_weights_weigh_most():
     """With long rows in fp32 on a CPU they do not: benchmarks/results/memory.json has lora above full at 4 x 256."""
     assert predict(SHAPE, replace(SHORT, method=Lora())).total_bytes < predict(SHAPE, SHORT).total_bytes / 2
+
+
+def test_rows_of_their_own_lengths_scatter_where_bf16_layers_train_nothing():
+    """Decision 005. In fp32, and for methods that train every layer, known lengths take no more than unknown ones."""
+
+    def more(**wish: Any) -> int:
+        rows = replace(WISH, **{"precision": "bf16", "method": Freeze(layers=4), **wish})
+        return predict(SHAPE, replace(rows, lengths=(256,) * 4)).total_bytes - predict(SHAPE, rows).total_bytes
+
+    assert more() == VARIED_BYTES
+    assert more(precision="fp32") == more(method=Full()) == more(method=Lora()) == 0
 
 
 def test_without_labels_all_positions_count():

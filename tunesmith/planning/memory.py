@@ -35,6 +35,9 @@ SCATTER = {
 later request fits. Adapters: of the outputs of the adapted linears, with `again` when they are recomputed, more where
 every product unpacks its weights first; trained weights: of what their layers save and of their gradients; virtual tokens
 and bottlenecks beside frozen weights: of what the layers save (fitted in fp32; half of it, unmeasured, when recomputed)."""
+VARIED_BYTES = 144 << 20
+"""What the heap holds beyond that where rows of their own lengths go through bf16 layers that train nothing, however many:
+the code of products, which oneDNN keeps for every shape, parts its pieces (measured on a CPU, decision 005)."""
 ADAMW_BYTES = 16
 """A trained number in fp32: weight, gradient, two moments."""
 LOSS_BYTES = 12
@@ -133,6 +136,7 @@ def predict(shape: Shape, wish: Wish, device: str = "cpu") -> Parts:
     )
     work = 3 * (2 if bf16 else 4) * shape.inner * batch.computed  # gradients inside one layer
     scatter = _scatter(wish, footprint, batch, saved) if device == "cpu" else 0
+    scatter += VARIED_BYTES if device == "cpu" and bf16 and batch.lengths and footprint.untouched(shape) else 0
     return Parts(
         weights_bytes=footprint.weights_bytes(shape, wish.precision), gradients_bytes=gradients,
         optimizer_bytes=state_bytes(wish.optimizer, shape, footprint), activations_bytes=activations, logits_bytes=logits,
