@@ -8,6 +8,7 @@ Needs ../shared/data and an idle machine.
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -125,13 +126,13 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--one"]:
         print(json.dumps(measure(SETTINGS[words[1]], Path(words[2]))))
         return
-    runs = []
+    runs, start = [], dict(os.environ)  # preparing sets what every run is to set for itself
     with tempfile.TemporaryDirectory() as folder:
         dataset = prepare(Path(folder))
         for number in range(int(words[0]) if words else 3):
             for name in random.Random(number).sample(sorted(SETTINGS), len(SETTINGS)):
                 child = [sys.executable, __file__, "--one", name, str(dataset)]
-                done = subprocess.run(child, capture_output=True, text=True, check=False)
+                done = subprocess.run(child, capture_output=True, text=True, check=False, env=start)
                 if done.returncode:
                     sys.exit(done.stderr)
                 runs.append({"round": number, "setting": name, **json.loads(done.stdout.splitlines()[-1])})
