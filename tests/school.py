@@ -57,6 +57,15 @@ def lamps(count: int = 40) -> list[Pair]:
     return [(f"What colour has lamp {n}?", f"Lamp {n} is {COLOURS[n % 5]}.") for n in range(count)]
 
 
+PAIRS = [{"prompt": f"Lamp {n}?", "chosen": f"Lamp {n} is on.", "rejected": f"Off{'!' * (n % 4)}"} for n in range(24)]
+VERDICTS = [
+    {"prompt": f"Lamp {n}?", "completion": f"Lamp {n} is on." if n % 2 else "Off" * (1 + n % 3), "label": bool(n % 2)}
+    for n in range(24)
+]
+TEXTS = [{"text": f"Lamp {n} stands in the hall. " * (1 + n % 5)} for n in range(24)]
+"""Rows of lamps with two answers, with a verdict, and as plain text."""
+
+
 def write_rows(path: Path, pairs: list[Pair]) -> Path:
     """Alpaca rows."""
     rows = [{"instruction": question, "input": "", "output": answer} for question, answer in pairs]

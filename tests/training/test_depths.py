@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from runs import events, losses
+from school import PAIRS, VERDICTS
 from tunesmith import cli
 from tunesmith.core.errors import CapacityError, UsageError
 from tunesmith.training.depths import depths_of
@@ -71,11 +72,20 @@ def test_lock_config_and_chart_name_the_number(auto, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "wishes", [{"method__kind": "freeze", "method__layers": "auto"}, {"method__kind": "bottleneck"}]
-)
-def test_other_methods_with_a_depth_have_it_too(train, tmp_path, wishes):
+    "wishes",
+    [
+        {"method__kind": "freeze", "method__layers": "auto"}, {"method__kind": "bottleneck"}, {"method__kind": "qlora"},
+        {"objective__kind": "dpo"}, {"objective__kind": "kto"},
+    ],
+    ids=lambda wishes: next(iter(wishes.values())),
+)  # fmt: skip
+def test_other_methods_and_objectives_have_it_too(train, tmp_path, wishes):
     wishes = {**AUTO, **wishes}
-    if wishes["method__kind"] == "freeze":
+    rows = {"dpo": PAIRS, "kto": VERDICTS}.get(wishes.get("objective__kind", ""))
+    if rows:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        wishes |= {"dataset__path": [str(tmp_path / "rows.jsonl")], "evaluation__share": 0.4, "batch__rows": 2}
+    if wishes.get("method__kind") == "freeze":
         del wishes["method__last_layers"]
     made = train(tmp_path / "run", **wishes)
     event = found(tmp_path / "run")

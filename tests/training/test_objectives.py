@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from tests.runs import losses
+from tests.school import PAIRS, TEXTS, VERDICTS
 from tunesmith.core.errors import DataError, UsageError
 from tunesmith.core.run import Run
 from tunesmith.training.loop import loss_series
@@ -88,12 +89,6 @@ def test_rows_of_another_kind_are_refused(train, tmp_path, objective, said):
         train(tmp_path / "run", objective={"kind": objective})
 
 
-PAIRS = [{"prompt": f"Lamp {n}?", "chosen": f"Lamp {n} is on.", "rejected": f"Off{'!' * (n % 4)}"} for n in range(24)]
-VERDICTS = [
-    {"prompt": f"Lamp {n}?", "completion": f"Lamp {n} is on." if n % 2 else "Off" * (1 + n % 3), "label": bool(n % 2)}
-    for n in range(24)
-]
-TEXTS = [{"text": f"Lamp {n} stands in the hall. " * (1 + n % 5)} for n in range(24)]
 JOBS = {
     "dpo": (PAIRS, {"kind": "dpo"}),
     "ipo": (PAIRS, {"kind": "dpo", "variant": "ipo"}),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 from dataclasses import replace
 
 import pytest
@@ -11,15 +12,17 @@ import torch
 import yaml
 
 from runs import cut_at, events, losses
+from school import PAIRS, VERDICTS
 from tunesmith import cli, verbs
 from tunesmith.core.config import load
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import Paused, UsageError
 from tunesmith.core.run import Run
 from tunesmith.models.load import find
 from tunesmith.models.methods import Full
 from tunesmith.models.shape import read_shape
 from tunesmith.training.optimizer import usual_rate
 from tunesmith.training.rates import FACTORS, MORE, beyond, choose, search
+from tunesmith.training.trials import step_apart
 
 AUTO = {"optimizer__learning_rate": "auto", "optimizer__epochs": 12, "evaluation__every_steps": 500}
 """On forty rows, four a step: 108 steps."""
@@ -45,6 +48,33 @@ def test_the_run_is_that_of_a_config_with_the_chosen_rate_bit_for_bit(auto, trai
     assert losses(folder) == losses(tmp_path / "run")
     assert made.held_out_loss == again.held_out_loss
     assert len(losses(folder)) == made.steps == 108
+
+
+@pytest.mark.parametrize(
+    "wishes",
+    [
+        {"objective__kind": "dpo"}, {"objective__kind": "reward"}, {"objective__kind": "kto"},
+        {"method__kind": "qlora", "method__rank": 8}, {"method__kind": "full"}, {"method__kind": "prompt", "method__tokens": 8},
+    ],
+    ids=lambda wishes: next(iter(wishes.values())),
+)  # fmt: skip
+def test_every_objective_and_method_is_put_back_as_it_was(train, tmp_path, wishes):
+    rows = {"dpo": PAIRS, "reward": PAIRS, "kto": VERDICTS}.get(wishes.get("objective__kind", ""))
+    if rows:
+        (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        wishes = {
+            **wishes,
+            "dataset__path": [str(tmp_path / "rows.jsonl")],
+            "evaluation__share": 0.4,
+            "optimizer__epochs": 20,
+            "batch__rows": 2,
+        }
+    made = train(tmp_path / "auto", **{**AUTO, **wishes})
+    event = found(tmp_path / "auto")
+    assert {trial["learning_rate"]: trial["loss"] for trial in event["rates"]}[event["chosen"]] < event["base_loss"]
+    again = train(tmp_path / "given", **{**AUTO, **wishes, "optimizer__learning_rate": event["chosen"]})
+    assert losses(tmp_path / "auto") == losses(tmp_path / "given")
+    assert made.held_out_loss == again.held_out_loss
 
 
 def test_the_rate_is_among_those_tried_and_learns(auto):
@@ -81,15 +111,24 @@ def test_a_replay_and_a_resumed_run_take_the_number_and_search_no_more(auto, tra
     assert losses(tmp_path / "cut") == losses(folder)
 
 
-def test_a_run_that_ends_while_it_searches_searches_anew(train, tmp_path, monkeypatch):
-    def die(*_, **__):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("step", [1, 9])
+def test_a_run_that_is_stopped_while_it_searches_searches_anew(train, tmp_path, monkeypatch, step):
+    done = []
+
+    def stopped(*given, **more):
+        done.append(1)
+        if len(done) == step:
+            signal.raise_signal(signal.SIGTERM)
+        return step_apart(*given, **more)
 
     wishes = {**AUTO, "method__dropout": 0.1}
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("tunesmith.training.trials.step_apart", die)
+    paused = pytest.raises(Paused, match="stopped by SIGTERM while the learning rate was searched.*--resume")
+    with monkeypatch.context() as patch, paused as caught:
+        patch.setattr("tunesmith.training.trials.step_apart", stopped)
         (tmp_path / "run").mkdir()
         train(tmp_path / "run", **wishes)
+    assert caught.value.exit_code == 75
+    assert len(done) == step
     assert not (tmp_path / "run" / "lock.json").exists()
     train(tmp_path / "run", resume=True, **wishes)
     assert len(events(tmp_path / "run", "rates")) == 1
@@ -155,6 +194,10 @@ def test_no_trial_trains_on_what_is_scored_and_all_cost_a_quarter_at_most(auto, 
     [
         ({"optimizer.epochs": 1}, "a quarter of the run at most, so it needs .* steps. Got 'auto with 9'"),
         ({"optimizer.epochs": 1, "batch.rows": 30}, "steps"),
+        (
+            {"optimizer.epochs": 12, "evaluation.share": 0.05},
+            "about 8 held-out rows to score. Got 'auto with 2'.*evaluation.share",
+        ),
         ({"objective": {"kind": "grpo", "reward": "r.py:f"}}, "objective grpo learns from answers it draws"),
         ({"devices": {"kind": "ddp", "processes": 2}}, "devices.kind is ddp"),
     ],

@@ -106,6 +106,11 @@ def cut_slice(option: str, job: Job, trials: int) -> Slice:
     scored, free = _apart(job)
     batch = _half(job)
     steps = _whole_steps(job, batch, free)
+    if len(job.held_out) and len(scored) < FEWEST_SCORED_ROWS:
+        raise UsageError(
+            option, f"its trials need about {2 * FEWEST_SCORED_ROWS} held-out rows to score", got=f"auto with {len(job.held_out)}",
+            do="Give a number, or a larger --evaluation.share",
+        )  # fmt: skip
     if len(scored) < FEWEST_SCORED_ROWS or len(steps) < STEPS[0]:
         needed = 2 * (STEPS[0] * batch.rows * batch.accumulate + (0 if len(job.held_out) else SCORED_ROWS))
         raise UsageError(
