@@ -42,6 +42,17 @@ def _own_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tunesmith.evaluation.kept.cache_folder", lambda: tmp_path / "cache")
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Torch with one thread: two workers with two each would wait for one another."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tokenizer():
     """The byte tokenizer with a ChatML template."""

@@ -21,6 +21,12 @@ def test_what_was_freed_before_does_not_count_for_the_new_peak():
     assert len(last) == 20
 
 
+def test_a_torch_for_cuda_is_known_by_its_files():
+    import torch
+
+    assert hardware.probe().cuda_build == (torch.version.cuda is not None)
+
+
 MANY_SHAPES = """
 from tunesmith.core import hardware
 hardware.set_environment()

@@ -16,15 +16,12 @@ from tunesmith.engines.transformers import Transformers
 from tunesmith.models.load import find, load_model, load_tokenizer
 from tunesmith.models.methods import Bottleneck, Prefix, Prompt, PTuning
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHODS = {
     "prompt": Prompt(tokens=6), "prefix": Prefix(tokens=6), "projected": Prefix(tokens=6, projection=True, hidden=16),
     "p_tuning": PTuning(tokens=6, hidden=16), "bottleneck": Bottleneck(after="both"),
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module", params=METHODS)

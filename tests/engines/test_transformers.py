@@ -16,13 +16,10 @@ from tunesmith.engines.contract import Reply, Request, Sampling, complete
 from tunesmith.engines.transformers import Transformers, end_token_ids
 from tunesmith.models.load import find, load_model, load_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 FP32 = Transformers(precision="fp32", threads=1)
 QUESTIONS = ["a", "What colour has the lamp?", "你好，世界", "x" * 200, "yes or no", "1 2 3 4 5 6 7 8 9 10", "zz top"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")

@@ -80,10 +80,10 @@ def wish(method, **more) -> Wish:
 
 def test_the_plan_counts_virtual_tokens_where_they_are_held():
     shape = read_shape(config_of("llama", 4).to_dict())
-    few, many = (predict(shape, wish(Prompt(tokens=tokens))) for tokens in (8, 40))
+    few, many = (predict(shape, wish(Prompt(tokens=tokens)), probe()) for tokens in (8, 40))
     assert many.activations_bytes > few.activations_bytes
     assert many.optimizer_bytes - few.optimizer_bytes == 8 * 32 * 96
-    short, long = (predict(shape, wish(Prefix(tokens=tokens))) for tokens in (8, 40))
+    short, long = (predict(shape, wish(Prefix(tokens=tokens)), probe()) for tokens in (8, 40))
     width = 2 * 16
     assert long.activations_bytes - short.activations_bytes >= 4 * 32 * 4 * 2 * width * 4
 
@@ -96,7 +96,7 @@ def test_a_prefix_is_never_recomputed():
     small = plan_memory(shape, wish(Prefix(), limit_bytes=1), machine)
     assert not small.checkpointing
     assert not small.fits
-    plenty = predict(shape, wish(Prefix())).total_bytes - 1
+    plenty = predict(shape, wish(Prefix()), machine).total_bytes - 1
     told = plan_memory(shape, wish(Prefix(), limit_bytes=plenty), machine).advice
     assert told.startswith("--batch.rows")
     assert plan_memory(shape, wish(Prompt(), limit_bytes=1), machine).checkpointing
@@ -105,7 +105,7 @@ def test_a_prefix_is_never_recomputed():
 def test_too_large_a_bottleneck_is_refused_by_the_plan():
     shape = read_shape(config_of("llama", 2).to_dict())
     with pytest.raises(UsageError, match="method.size"):
-        predict(shape, replace(wish(Bottleneck(size=4000)), rows=1))
+        predict(shape, replace(wish(Bottleneck(size=4000)), rows=1), probe())
 
 
 def test_recomputing_keeps_boundaries_only():

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -54,14 +55,17 @@ def test_sqlite_releases_that_lose_commits(monkeypatch, version, state):
 
 
 def test_gpu_or_none(monkeypatch):
-    assert checkup.gpu(MACHINE).said.startswith("none")
-    monkeypatch.setattr(checkup, "_version", lambda _: "2.13.0+cpu")
+    assert checkup.gpu(MACHINE).said == "none; training runs on the processor"
+    assert not checkup.gpu(MACHINE).do
+    assert "torch is a build for CUDA" in checkup.gpu(replace(MACHINE, cuda_build=True)).said
     monkeypatch.setattr(
         checkup.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, stdout="580.65.06\n")
     )
-    some = checkup.gpu(Machine(2, 16 * GIB, 12 * GIB, "Test GPU", 24 * GIB, 20 * GIB, native_bf16=True))
+    machine = Machine(2, 16 * GIB, 12 * GIB, "Test GPU", 24 * GIB, 20 * GIB, native_bf16=True)
+    some = checkup.gpu(machine)
     assert some.state == "missing"
     assert some.said.startswith("Test GPU, driver 580.65.06, 20.0 GiB of 24.0 GiB free, bf16; torch is a build without")
+    assert checkup.gpu(replace(machine, cuda_build=True)).state == "ok"
 
 
 def test_little_memory_and_disk_are_said(monkeypatch, tmp_path):

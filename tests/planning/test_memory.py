@@ -31,7 +31,7 @@ WISH = Wish(model="small", method=Full(), precision="fp32", rows=4, tokens=256, 
 
 
 def test_full_tuning_in_fp32_by_hand():
-    parts = predict(SHAPE, WISH)
+    parts = predict(SHAPE, WISH, MACHINE)
     assert parts.weights_bytes == 4 * P
     assert parts.gradients_bytes == 4 * P
     assert parts.optimizer_bytes == 8 * P
@@ -43,7 +43,7 @@ def test_full_tuning_in_fp32_by_hand():
 
 def test_sixteen_bytes_a_trained_parameter_in_both_precisions():
     for precision in ("fp32", "bf16"):
-        parts = predict(SHAPE, replace(WISH, precision=precision))
+        parts = predict(SHAPE, replace(WISH, precision=precision), MACHINE)
         assert parts.weights_bytes + parts.gradients_bytes + parts.optimizer_bytes == 16 * P
 
 
@@ -51,29 +51,37 @@ def test_optimizers_keep_what_was_measured():
     """benchmarks/results/optimizers.json has the bytes of real states on this very shape."""
     path = Path(__file__).resolve().parents[2] / "benchmarks" / "results" / "optimizers.json"
     for kind, found in json.loads(path.read_text(encoding="utf-8"))["optimizers"].items():
-        planned = predict(SHAPE, replace(WISH, optimizer=kind)).optimizer_bytes / P
+        planned = predict(SHAPE, replace(WISH, optimizer=kind), MACHINE).optimizer_bytes / P
         assert planned == pytest.approx(found["bytes_a_parameter"], abs=0.003), kind
-    lora = predict(SHAPE, replace(WISH, method=Lora(rank=8), optimizer="adafactor"))
+    lora = predict(SHAPE, replace(WISH, method=Lora(rank=8), optimizer="adafactor"), MACHINE)
     assert lora.optimizer_bytes == pytest.approx(lora.gradients_bytes * (1 / 8 + 1 / 576), abs=1)
 
 
 def test_lora_freezes_the_base():
     adapters = 4_884_480
     for precision, each in (("fp32", 4), ("bf16", 2)):
-        parts = predict(SHAPE, replace(WISH, method=Lora(), precision=precision))
+        parts = predict(SHAPE, replace(WISH, method=Lora(), precision=precision), MACHINE)
         assert parts.weights_bytes == each * P + 4 * adapters
         assert parts.gradients_bytes + parts.optimizer_bytes == 12 * adapters
 
 
+def test_a_torch_for_cuda_holds_more_where_no_gpu_takes_its_place():
+    def planned(**machine: Any) -> int:
+        return predict(SHAPE, WISH, replace(MACHINE, **machine)).total_bytes
+
+    assert planned(cuda_build=True) > planned() + GIB / 4
+    assert planned(gpu_name="Test GPU", cuda_build=True) == planned(gpu_name="Test GPU")
+
+
 def test_the_parts_are_never_all_held_at_once():
-    parts = predict(SHAPE, WISH)
+    parts = predict(SHAPE, WISH, MACHINE)
     assert 0 < parts.overlap_bytes < parts.gradients_bytes + parts.activations_bytes + parts.logits_bytes
     held = (parts.weights_bytes, parts.gradients_bytes, parts.optimizer_bytes, parts.activations_bytes)
     assert parts.total_bytes == sum(held) + parts.logits_bytes + parts.overhead_bytes - parts.overlap_bytes
 
 
 def test_accumulated_gradients_live_through_the_forward_pass():
-    once, often = predict(SHAPE, WISH), predict(SHAPE, replace(WISH, accumulate=2))
+    once, often = predict(SHAPE, WISH, MACHINE), predict(SHAPE, replace(WISH, accumulate=2), MACHINE)
     assert often.total_bytes - once.total_bytes == once.gradients_bytes
 
 
@@ -82,7 +90,7 @@ def test_accumulated_gradients_live_through_the_forward_pass():
     [{"rows": 8}, {"tokens": 512}, {"labelled": 1024}, {"accumulate": 4}, {"method": Lora(), "precision": "fp32", "rows": 64}],
 )  # fmt: skip
 def test_more_takes_more(change):
-    assert predict(SHAPE, replace(WISH, **change)).total_bytes > predict(SHAPE, WISH).total_bytes
+    assert predict(SHAPE, replace(WISH, **change), MACHINE).total_bytes > predict(SHAPE, WISH, MACHINE).total_bytes
 
 
 SHORT = replace(WISH, rows=1, tokens=64, labelled=64)
@@ -91,32 +99,41 @@ SHORT = replace(WISH, rows=1, tokens=64, labelled=64)
 def test_recomputing_takes_less():
     for method in (Full(), Lora()):
         wish = replace(WISH, method=method)
-        assert predict(SHAPE, replace(wish, checkpointing=True)).total_bytes < predict(SHAPE, wish).total_bytes
+        assert (
+            predict(SHAPE, replace(wish, checkpointing=True), MACHINE).total_bytes
+            < predict(SHAPE, wish, MACHINE).total_bytes
+        )
 
 
 def test_adapters_take_less_where_weights_weigh_most():
     """With long rows in fp32 on a CPU they do not: benchmarks/results/memory.json has lora above full at 4 x 256."""
-    assert predict(SHAPE, replace(SHORT, method=Lora())).total_bytes < predict(SHAPE, SHORT).total_bytes / 2
+    assert (
+        predict(SHAPE, replace(SHORT, method=Lora()), MACHINE).total_bytes
+        < predict(SHAPE, SHORT, MACHINE).total_bytes / 2
+    )
 
 
 def test_rows_of_their_own_lengths_scatter_where_bf16_layers_train_nothing():
     """Decision 005. In fp32, and for methods that train every layer, known lengths take no more than unknown ones."""
 
     def more(**wish: Any) -> int:
-        rows = replace(WISH, **{"precision": "bf16", "method": Freeze(layers=4), **wish})
-        return predict(SHAPE, replace(rows, lengths=(256,) * 4)).total_bytes - predict(SHAPE, rows).total_bytes
+        unknown = replace(WISH, **{"precision": "bf16", "method": Freeze(layers=4), **wish})
+        known = replace(unknown, lengths=(256,) * 4)
+        return predict(SHAPE, known, MACHINE).total_bytes - predict(SHAPE, unknown, MACHINE).total_bytes
 
     assert more() == VARIED_BYTES
     assert more(precision="fp32") == more(method=Full()) == more(method=Lora()) == 0
 
 
 def test_without_labels_all_positions_count():
-    assert predict(SHAPE, replace(WISH, labelled=None)) == predict(SHAPE, replace(WISH, labelled=4 * 256))
+    assert predict(SHAPE, replace(WISH, labelled=None), MACHINE) == predict(
+        SHAPE, replace(WISH, labelled=4 * 256), MACHINE
+    )
 
 
 def test_auto_recomputes_only_where_it_must():
     wish = replace(WISH, checkpointing="auto")
-    plain, recomputed = (predict(SHAPE, replace(WISH, checkpointing=it)).total_bytes for it in (False, True))
+    plain, recomputed = (predict(SHAPE, replace(WISH, checkpointing=it), MACHINE).total_bytes for it in (False, True))
     assert not plan_memory(SHAPE, replace(wish, limit_bytes=plain), MACHINE).checkpointing
     tight = plan_memory(SHAPE, replace(wish, limit_bytes=plain - 1), MACHINE)
     assert tight.checkpointing
@@ -139,7 +156,7 @@ def test_unknown_targets_are_refused():
 
 
 def _needs(wish: Wish) -> int:
-    return predict(SHAPE, wish).total_bytes
+    return predict(SHAPE, wish, MACHINE).total_bytes
 
 
 CHECKPOINTED = replace(WISH, checkpointing=True)

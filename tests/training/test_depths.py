@@ -109,7 +109,7 @@ def test_depths_that_do_not_fit_are_not_compared_and_none_that_fits_is_refused(a
     wishes = {**AUTO, "method__dropout": 0.1, "memory__checkpointing": "off"}
     train(tmp_path / "run", memory__limit_bytes=(need[1] + need[2]) // 2, **wishes)
     assert [one["layers"] for one in found(tmp_path / "run")["depths"]] == [1]
-    with pytest.raises(CapacityError, match="even 1 trained layers need about"):
+    with pytest.raises(CapacityError, match="even training 1 of . layers needs about"):
         train(tmp_path / "none", memory__limit_bytes=need[1] // 2, **wishes)
 
 

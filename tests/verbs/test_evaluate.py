@@ -12,14 +12,9 @@ from tunesmith.cli import main
 from tunesmith.core import files
 from tunesmith.core.errors import DataError, ModelError, UsageError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ECHO = {"kind": "echo"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    import torch
-
-    torch.set_num_threads(1)
 
 
 def write(path, rows):

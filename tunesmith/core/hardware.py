@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import importlib.util
 import os
 import platform
 import shutil
@@ -29,6 +30,8 @@ class Machine:
     gpu_available_bytes: int = 0
     native_bf16: bool = False
     """The processor (or GPU) multiplies bf16 itself, so that bf16 is faster and not emulated."""
+    cuda_build: bool = False
+    """The installed torch is one for CUDA; loaded, its libraries hold memory with or without a GPU."""
 
     @property
     def device(self) -> str:
@@ -47,7 +50,7 @@ def probe() -> Machine:
     name, gpu_total, gpu_free, capability = _gpu()
     bf16 = capability >= 8.0 if name else bool({"avx512_bf16", "amx_bf16", "bf16"} & _cpu_flags())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return Machine(cores, total, available, name, gpu_total, gpu_free, bf16)
+    return Machine(cores, total, available, name, gpu_total, gpu_free, bf16, _is_cuda_build())
 
 
 def hush_libraries() -> None:
@@ -150,3 +153,11 @@ def _gpu() -> tuple[str, int, int, float]:
         return "", 0, 0, 0.0
     name, total, free, capability = (part.strip() for part in done.stdout.splitlines()[0].rsplit(",", 3))
     return name, int(total) << 20, int(free) << 20, float(capability)
+
+
+def _is_cuda_build() -> bool:
+    """Look for CUDA among torch's files: their version need not name it, and to load torch takes seconds."""
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
+        return False
+    return any(Path(torch.origin).with_name("lib").glob("*torch_cuda.*"))

@@ -136,7 +136,15 @@ def sqlite() -> Check:
 def gpu(machine: hardware.Machine) -> Check:
     """Name, driver, memory and bf16 of the GPU, and whether the installed torch can use it."""
     if not machine.gpu_name:
-        return Check("gpu", "note", "none; training runs on the processor")
+        said = "none; training runs on the processor"
+        if not machine.cuda_build:
+            return Check("gpu", "note", said)
+        return Check(
+            "gpu",
+            "note",
+            f"{said}; torch is a build for CUDA, which holds about 0.35 GiB more",
+            "Install torch for the CPU",
+        )
     driver = "driver unknown"
     done = subprocess.run(
         ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
@@ -148,7 +156,7 @@ def gpu(machine: hardware.Machine) -> Check:
         f"{machine.gpu_name}, {driver}, {_gib(machine.gpu_available_bytes)} of {_gib(machine.gpu_memory_bytes)} free, "
         f"{'bf16' if machine.native_bf16 else 'no bf16'}"
     )
-    if "+cpu" in (_version("torch") or ""):
+    if not machine.cuda_build:
         return Check("gpu", "missing", f"{said}; torch is a build without CUDA", "Install torch with CUDA")
     return Check("gpu", "ok", said)
 

@@ -130,7 +130,7 @@ def lay_out(shape: Shape, wish: Wish, machine: Machine, processes: tuple[int, in
     """
     here, total = processes
     wish = replace(wish, is_spread=layout.spreads_weights)
-    parts, trained = predict(shape, wish, machine.device), trained_parameters(shape, wish.method)
+    parts, trained = predict(shape, wish, machine), trained_parameters(shape, wish.method)
     held, on_cpu = held_by(layout, parts, shape, trained, total), machine.device == "cpu"
     if on_cpu:
         held = replace(held, optimizer_bytes=held.optimizer_bytes + held.host_bytes, host_bytes=0)

@@ -98,7 +98,7 @@ def _fitting(config: Any, shape: Shape, ready_for: Callable[[Any], Ready], run: 
     if not kept:
         least = every[min(every)][1].plan
         raise CapacityError(
-            "memory", f"even {min(every)} trained layers need about {gib(least.total_bytes)}", got=f"{gib(least.available_bytes)} free",
+            "memory", f"even training {min(every)} of {shape.layers} layers needs about {gib(least.total_bytes)}", got=f"{gib(least.available_bytes)} free",
             do=least.advice or "Nothing small makes it fit; --memory.exceed warn tries all the same",
         )  # fmt: skip
     return list(kept.values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.errors import UsageError
@@ -11,7 +11,7 @@ from tunesmith.models.shape import read_shape
 from tunesmith.training.chart import RATES, draw_rates
 from tunesmith.training.optimizer import short, usual_rate
 from tunesmith.training.stop import Stop
-from tunesmith.training.trials import Bench, Slice, bench, check_searchable, cut_slice, least_enough
+from tunesmith.training.trials import Bench, Losses, Slice, bench, check_searchable, cut_slice, least_enough
 
 if TYPE_CHECKING:
     from tunesmith.core.run import Run
@@ -26,9 +26,6 @@ MORE = 2
 ENOUGH = 0.8
 """Of the best rate's improvement. A few steps prefer a higher rate than a whole run does, so the lowest rate that wins so
 much is taken and not the best."""
-
-Losses = dict[float, float | None]
-"""rate -> loss after its trial; None where it diverged."""
 
 
 def is_open(config: Any) -> bool:
@@ -114,7 +111,7 @@ def _try(made: Bench, cut: Slice, rates: list[float], run: Run) -> Losses:
         return {rate: made.train(cut, rate, bar).loss for rate in rates}
 
 
-def beyond(losses: Mapping[float, float | None], base: float) -> float | None:
+def beyond(losses: Losses, base: float) -> float | None:
     """The rate to try next where what is looked for may lie outside those tried; None where it does not."""
     best = _best(losses)
     if best is None or (choose(losses, base) or best) == min(losses):
@@ -122,12 +119,12 @@ def beyond(losses: Mapping[float, float | None], base: float) -> float | None:
     return max(losses) * STEP if best == max(losses) else None
 
 
-def choose(losses: Mapping[float, float | None], base: float) -> float | None:
+def choose(losses: Losses, base: float) -> float | None:
     """The lowest rate that improves on `base` by ENOUGH of what the best one does; None where none improves."""
     return least_enough(losses, base, ENOUGH)
 
 
-def _best(losses: Mapping[float, float | None]) -> float | None:
+def _best(losses: Losses) -> float | None:
     known = {rate: loss for rate, loss in losses.items() if loss is not None}
     return min(known, key=lambda rate: (known[rate], rate)) if known else None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ FEWEST_SCORED_ROWS = 4
 BACKWARD = 3
 """A step costs as much as this many forward passes over its tokens."""
 
-Losses = Mapping[Any, float | None]
+Losses = dict[Any, float | None]
 """What is compared (a rate, a depth) -> loss after its trial; None where it diverged."""
 Steps = list[list[list[int]]]
 """Batches of row numbers, step by step."""
