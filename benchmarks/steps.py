@@ -27,6 +27,7 @@ LEAN = {
     "length_step": 16,
     "kernels": None,
     "compiled": False,
+    "queries": 128,
 }
 FREEZE = {**LEAN, "method": {"kind": "freeze", "layers": 4}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -39,11 +40,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "passes of 1024": {**LEAN, "tokens": 1024},
     "sequences of every length": {**LEAN, "length_step": 1},
     "sequences in steps of 64": {**LEAN, "length_step": 64},
+    "attention of long rows by the fused kernel": {**LEAN, "queries": None},
     "code of 16 shapes kept": {**LEAN, "kernels": 16},
     "code of 1024 shapes kept": {**LEAN, "kernels": 1024},
     "layers compiled": {**LEAN, "compiled": True},
     "layers compiled, modules as they are": {**LEAN, "compiled": True, "lean": False},
     "freeze": FREEZE,
+    "freeze, attention of long rows by the fused kernel": {**FREEZE, "queries": None},
     "freeze, code of 1024 shapes kept": {**FREEZE, "kernels": 1024},
 }
 ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
@@ -69,7 +72,7 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     from tunesmith.models.methods import Method
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
-    joined.LENGTH_STEP = setting["length_step"]
+    joined.LENGTH_STEP, joined.QUERIES_AT_ONCE = setting["length_step"], setting["queries"]
     torch.manual_seed(0)
     rows, method = Rows(folder, "train"), TypeAdapter[Method](Method).validate_python(setting["method"])
     accelerator = Accelerator(mixed_precision="bf16")

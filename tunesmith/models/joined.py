@@ -21,8 +21,11 @@ ATTENTION = "tunesmith_joined"
 """The name under which transformers finds the attention."""
 FAMILIES = ("gemma", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Model types whose attention takes our function and whose logits are the output head's product and nothing more."""
-SMALL_SCORES = 200 * 200
-"""Scores of a row and head up to which plain products beat the fused CPU kernel, whose backward is slow for short rows."""
+SMALL_SIDE = 200
+SMALL_SCORES = SMALL_SIDE * SMALL_SIDE
+"""Scores of a row and head that are made at a time on a CPU, and whose softmax is kept; in fp32 the fused kernel takes more."""
+QUERIES_AT_ONCE = 128
+"""Of a row with more scores, in bf16 (decision 008)."""
 
 
 LENGTH_STEP = 16
@@ -45,7 +48,7 @@ class Joined:
     """(N,), the token that comes next, IGNORED where it is not trained."""
     bias: torch.Tensor
     """(1, 1, S, S), 0 where a token sees another of its row and -inf elsewhere, for as many tokens as attention reads it:
-    long rows that share nothing take the kernel's own causal mask, and a square of their length would fill the memory."""
+    long rows that share nothing need only a corner of it, and a square of their length would fill the memory."""
     shared: int
     rows: int
     width: int
@@ -116,7 +119,7 @@ def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
     targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
     groups, order = lay_out((batch["attention_mask"].sum(1) - shared).tolist(), width - shared)
-    side = width if shared else max((own for _, own in groups if own * own <= SMALL_SCORES), default=1)
+    side = width if shared else min(width, SMALL_SIDE)
     bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
     places = None if order is None else _places(groups, order, width - shared).to(ids.device)
 
@@ -196,42 +199,52 @@ def _attention(
         return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)
     drop = options.get("dropout", 0.0)
     scale = options.get("scaling") or query.shape[-1] ** -0.5
-    shared, done = joined.shared, joined.shared
-    bias = joined.bias[0, 0].to(query.dtype)
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (N, heads, D)
-    q, k = q.to(v.dtype), k.to(v.dtype)
+    own = [joined.shared, *(count * width for count, width in joined.groups)]
+    sizes, bias = [*own, len(q) - sum(own)], joined.bias[0, 0]
+    # taken apart at once: every slice would give a gradient as long as the whole
+    first, *rows, end = zip(*(part.to(v.dtype).split(sizes) for part in (q, k, v)), strict=True)
     found: list[torch.Tensor] = []
-    if shared:
-        first = _attend(q[None, :shared], k[None, :shared], v[None, :shared], bias[:shared, :shared], scale, drop)
-        found.append(first[0])
-    for count, width in joined.groups:
-        end = done + count * width
-        queries, keys, values = (part[done:end].unflatten(0, (count, width)) for part in (q, k, v))
-        if shared:
+    if joined.shared:
+        queries, keys, values = (part[None] for part in first)
+        found.append(attend(queries, keys, values, bias, scale, drop)[0])
+    for (count, width), parts in zip(joined.groups, rows, strict=True):
+        queries, keys, values = (part.unflatten(0, (count, width)) for part in parts)
+        if joined.shared:
             keys, values = (
-                torch.cat([part[:shared].expand(count, -1, -1, -1), own], dim=1)
-                for part, own in ((k, keys), (v, values))
+                torch.cat([part.expand(count, -1, -1, -1), own], dim=1)
+                for part, own in zip(first[1:], (keys, values), strict=True)
             )
-        seen = bias[shared : shared + width, : shared + width]
-        found.append(_attend(queries, keys, values, seen, scale, drop).flatten(0, 1))
-        done = end
-    return torch.cat([*found, q.new_zeros(len(q) - done, *q.shape[1:])])[None], None
+        found.append(attend(queries, keys, values, bias, scale, drop).flatten(0, 1))
+    return torch.cat([*found, torch.zeros_like(end[0])])[None], None
 
 
-def _attend(
+def at_once(queries: int, keys: int, *, bf16: bool) -> int | None:
+    """Queries of a row whose scores a CPU makes at a time, for models/lean.py; None where the fused kernel is faster."""
+    if queries * keys <= SMALL_SCORES:
+        return queries
+    return QUERIES_AT_ONCE if bf16 else None
+
+
+def attend(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float, dropout: float
 ) -> torch.Tensor:
-    """Attention of q (B, T, H, D) over k and v (B, S, G, D), H a multiple of G; bias (T, S). Returns (B, T, H, D)."""
+    """Attention of q (B, T, H, D) over k and v (B, S, G, D), H a multiple of G, each over its own and the S - T before the first.
+
+    `bias` is that of Joined. Returns (B, T, H, D).
+    """
+    import torch
     from torch.nn.functional import scaled_dot_product_attention
 
     from tunesmith.models.lean import RowAttention
 
     (_, length, heads, _), (seen, groups) = q.shape, k.shape[1:3]
-    if q.device.type == "cpu" and length * seen <= SMALL_SCORES and not dropout:
-        return RowAttention.apply(q, k, v, bias, scale)  # pyright: ignore[reportReturnType]
+    block = at_once(length, seen, bf16=q.dtype == torch.bfloat16)
+    if q.device.type == "cpu" and block and not dropout:
+        return RowAttention.apply(q, k, v, bias[:block, :block].to(q.dtype), scale, block)  # pyright: ignore[reportReturnType]
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))
     causal = length == seen
+    mask = None if causal else bias[seen - length : seen, :seen].to(q.dtype)
     return scaled_dot_product_attention(
-        q, k, v, attn_mask=None if causal else bias, is_causal=causal, dropout_p=dropout, scale=scale,
-        enable_gqa=heads != groups,
+        q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=heads != groups
     ).transpose(1, 2)  # fmt: skip

@@ -177,44 +177,67 @@ class SiluGate(Function):
 
 
 class RowAttention(Function):
-    """softmax(scale q k' + bias) v as plain products, which on a CPU beat the fused kernel for short rows.
+    """softmax(scale q k' + mask) v as plain products, which on a CPU beat the fused kernel.
 
-    q (B, T, H, D), k and v (B, S, G, D), H a multiple of G, bias (T, S) -> (B, T, H, D). Softmax in fp32. Kept: the
-    inputs, and the weights in the precision of v.
+    q (B, T, H, D), k and v (B, S, G, D), H a multiple of G -> (B, T, H, D); query t sees the first S - T + t + 1 keys.
+    `block` queries at a time, over no more keys than they see; mask (N, N), N >= block, is 0 up to its diagonal and -inf
+    behind it. Softmax in fp32. Kept: the inputs, and in the precision of q the weights of a row that is one block; those
+    of more blocks are made again.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, bias: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        groups = key.shape[2]
-        q, k, v = _by_group(query * scale, groups), _by_group(key, groups), _by_group(value, groups)
-        scores = (q @ k.transpose(1, 2)).unflatten(1, (-1, query.shape[1]))  # (B G, H / G, T, S)
-        weights = (scores + bias).softmax(dim=-1, dtype=torch.float32).to(v.dtype).flatten(1, 2)
-        ctx.save_for_backward(q, k, v, weights)
-        ctx.scale, ctx.groups, ctx.queries = scale, groups, query.shape[1]
-        return _by_row(weights @ v, groups, query.shape[1])
+        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, block: int
+    ) -> torch.Tensor:  # fmt: skip
+        (queries, heads), (keys, groups) = query.shape[1:3], key.shape[1:3]
+        q, k, v = _by_group(query, groups).mul_(scale), _by_group(key, groups), _by_group(value, groups)
+        blocks = [(start, min(start + block, queries)) for start in range(0, queries, block)]
+        ctx.scale, ctx.groups, ctx.lengths = scale, groups, (queries, keys)
+        ctx.parts = [
+            (slice(start * heads // groups, end * heads // groups), slice(keys - queries + end), mask[: end - start, None, : end - start])
+            for start, end in blocks
+        ]  # fmt: skip
+        made, kept = list[torch.Tensor](), list[torch.Tensor]()
+        for here, seen, hidden in ctx.parts:
+            weights = _attention_weights(q[:, here], k[:, seen], hidden)
+            made.append(weights @ v[:, seen])
+            kept = [weights] if len(ctx.parts) == 1 else []
+        ctx.save_for_backward(q, k, v, *kept)
+        return _by_row(torch.cat(made, dim=1), groups, queries)
 
     @staticmethod
     def backward(ctx: Any, *outer: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, weights = ctx.saved_tensors
-        gradient = _by_group(outer[0], ctx.groups)
-        to_weights, seen = (gradient @ v.transpose(1, 2)).float(), weights.float()
-        # softmax's own backward: w (g - sum(w g))
-        to_scores = torch.ops.aten._softmax_backward_data(to_weights, seen, -1, torch.float32).to(q.dtype)
-        back = (to_scores @ k).mul_(ctx.scale), to_scores.transpose(1, 2) @ q, weights.transpose(1, 2) @ gradient
-        lengths = ctx.queries, k.shape[1], k.shape[1]
-        return (*(_by_row(part, ctx.groups, length) for part, length in zip(back, lengths, strict=True)), None, None)
+        q, k, v, *kept = ctx.saved_tensors
+        gradient, to_q = _by_group(outer[0], ctx.groups), list[torch.Tensor]()
+        to_k, to_v = (torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32)) for part in (k, v))
+        for here, seen, hidden in ctx.parts:
+            weights = kept[0] if kept else _attention_weights(q[:, here], k[:, seen], hidden)
+            to_weights = gradient[:, here] @ v[:, seen].transpose(1, 2)
+            # softmax's own backward: w (g - sum(w g))
+            to_scores = torch.ops.aten._softmax_backward_data(to_weights, weights, -1, q.dtype)
+            to_q.append(to_scores @ k[:, seen])
+            to_k[:, seen] += to_scores.transpose(1, 2) @ q[:, here]
+            to_v[:, seen] += weights.transpose(1, 2) @ gradient[:, here]
+        queries, keys = ctx.lengths
+        back = (torch.cat(to_q, dim=1).mul_(ctx.scale), queries), (to_k.to(k.dtype), keys), (to_v.to(v.dtype), keys)
+        return (*(_by_row(part, ctx.groups, length) for part, length in back), None, None, None)
+
+
+def _attention_weights(queries: torch.Tensor, keys: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Of n queries (B, n H, D) over keys (B, S, D), the last n hidden as mask (n, 1, n) has it: (B, n H, S)."""
+    scores = queries @ keys.transpose(1, 2)
+    scores.unflatten(1, (len(mask), -1))[..., -len(mask) :] += mask
+    return scores.softmax(dim=-1)
 
 
 def _by_group(part: torch.Tensor, groups: int) -> torch.Tensor:
-    """(B, T, H, D) -> (B G, H / G * T, D): the heads that share keys stand behind one another."""
+    """(B, T, H, D) -> (B G, T H / G, D): the heads that share keys stand beside one another."""
     rows, length, heads, width = part.shape
-    each = part.unflatten(2, (groups, heads // groups)).permute(0, 2, 3, 1, 4)
-    # a copy even of one row: a view would keep the whole part that it is a piece of
-    return each.reshape(rows * groups, heads // groups * length, width).contiguous()
+    each = part.unflatten(2, (groups, heads // groups)).transpose(1, 2)
+    # a copy even where none is needed: a view would keep the whole part that it is a piece of
+    return each.clone(memory_format=torch.contiguous_format).view(rows * groups, heads // groups * length, width)
 
 
 def _by_row(part: torch.Tensor, groups: int, length: int) -> torch.Tensor:
-    """The way back: (B G, H / G * T, D) -> (B, T, H, D)."""
-    return part.unflatten(0, (-1, groups)).unflatten(2, (-1, length)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+    """The way back: (B G, T H / G, D) -> (B, T, H, D)."""
+    return part.unflatten(0, (-1, groups)).unflatten(2, (length, -1)).transpose(1, 2).flatten(2, 3)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.joined import FAMILIES, LENGTH_STEP, SMALL_SCORES, Groups, lay_out
+from tunesmith.models.joined import FAMILIES, LENGTH_STEP, Groups, at_once, lay_out
 from tunesmith.models.shape import Linear, Shape
 
 
@@ -131,11 +131,11 @@ class _Layer:
         return bytes_a_token
 
     def attention(self) -> int:
-        """Bytes of queries, keys, values and output; score matrices where the fused kernel is not used."""
+        """Bytes of queries, keys, values; output where the fused kernel is used, and score matrices where they are kept."""
         it, batch = self.shape, self.batch
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
         if self._joined:
-            mask = 2 * batch.tokens**2 if self.bf16 and batch.shared and not self._small else 0
+            mask = 2 * batch.tokens**2 if self.bf16 and batch.shared and not batch.on_cpu else 0
             return mask + sum(self._attend(*part) for part in batch.attended)
         seen = batch.tokens + self.footprint.prefix
         if it.softcap:  # tanh, softmax in fp32, its copy
@@ -154,18 +154,13 @@ class _Layer:
     def _joined(self) -> bool:
         return joins(self.shape, self.footprint) and not self.shape.attention_dropout
 
-    @property
-    def _small(self) -> bool:
-        """Attention of the rows is made of plain products."""
-        _, tokens, seen = self.batch.attended[-1]
-        return self.batch.on_cpu and tokens * seen <= SMALL_SCORES
-
     def _attend(self, rows: int, tokens: int, seen: int) -> int:
         """models/joined.py: `rows` times `tokens` queries over `seen` keys."""
         it = self.shape
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
-        if self.batch.on_cpu and tokens * seen <= SMALL_SCORES:
-            scores = it.heads * tokens * seen  # the softmax
+        block = at_once(tokens, seen, bf16=self.bf16) if self.batch.on_cpu else None
+        if block:
+            scores = it.heads * tokens * seen if block == tokens else 0  # the softmax
             return rows * self.number * (query * tokens + 2 * key * seen + scores)
         return rows * ((self.number * 2 * query + 4 * it.heads) * tokens + self.number * 2 * key * seen)
 
