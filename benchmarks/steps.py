@@ -24,10 +24,10 @@ LEAN = {
     "method": {"kind": "lora", "rank": 8, "alpha": 16},
     "lean": True,
     "tokens": 1536,
-    "length_step": 16,
+    "length_step": 8,
     "kernels": None,
     "compiled": False,
-    "queries": 128,
+    "fused": False,
 }
 FREEZE = {**LEAN, "method": {"kind": "freeze", "layers": 4}}
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -40,13 +40,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "passes of 1024": {**LEAN, "tokens": 1024},
     "sequences of every length": {**LEAN, "length_step": 1},
     "sequences in steps of 64": {**LEAN, "length_step": 64},
-    "attention of long rows by the fused kernel": {**LEAN, "queries": None},
+    "attention by the fused kernel": {**LEAN, "fused": True},
     "code of 16 shapes kept": {**LEAN, "kernels": 16},
     "code of 1024 shapes kept": {**LEAN, "kernels": 1024},
     "layers compiled": {**LEAN, "compiled": True},
     "layers compiled, modules as they are": {**LEAN, "compiled": True, "lean": False},
     "freeze": FREEZE,
-    "freeze, attention of long rows by the fused kernel": {**FREEZE, "queries": None},
+    "freeze, attention by the fused kernel": {**FREEZE, "fused": True},
     "freeze, code of 1024 shapes kept": {**FREEZE, "kernels": 1024},
 }
 ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
@@ -65,14 +65,16 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     from tunesmith.data.batch import BatchConfig, collate, order_steps
     from tunesmith.data.dataset import Rows
-    from tunesmith.models import joined
+    from tunesmith.models import attention, joined
     from tunesmith.models.head import label_losses
     from tunesmith.models.lean import make_lean
     from tunesmith.models.load import find, load_model
     from tunesmith.models.methods import Method
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
-    joined.LENGTH_STEP, joined.QUERIES_AT_ONCE = setting["length_step"], setting["queries"]
+    joined.LENGTH_STEP = setting["length_step"]
+    if setting["fused"]:
+        attention.RowAttention.apply = lambda *given: attention.by_kernel(*given, 0.0)
     torch.manual_seed(0)
     rows, method = Rows(folder, "train"), TypeAdapter[Method](Method).validate_python(setting["method"])
     accelerator = Accelerator(mixed_precision="bf16")

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from tests.decoders import losses_and_gradients, random_model, some_rows
-from tunesmith.models import joined
 from tunesmith.models.head import label_losses
-from tunesmith.models.lean import AdaptedLinear, RmsNorm, RowAttention, SiluGate, make_lean
+from tunesmith.models.lean import AdaptedLinear, RmsNorm, SiluGate, make_lean
 from tunesmith.models.methods import Freeze, Full, Lora
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma3_text", "phi3"]
@@ -81,48 +80,6 @@ def test_dora_and_frozen_norms_give_the_gradients_of_the_modules():
         model, lean = pair("llama", method)
         gradients, found = (losses_and_gradients(it, some_rows(), label_losses)[1] for it in (model, lean))
         torch.testing.assert_close(found, gradients, rtol=1e-3, atol=1e-4 * float(gradients.abs().max()))
-
-
-def some_attention(queries: int, shared: int, dtype: torch.dtype, groups: int = 2) -> list[torch.Tensor]:
-    """q (2, T, 6, 16), k and v (2, shared + T, G, 16)."""
-    torch.manual_seed(0)
-    shapes = (2, queries, 6, 16), *[(2, shared + queries, groups, 16)] * 2
-    return [torch.randn(shape, dtype=dtype).requires_grad_() for shape in shapes]
-
-
-def by_torch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    (queries, keys), turned = (q.shape[1], k.shape[1]), [part.transpose(1, 2) for part in (q, k, v)]
-    seen = torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)
-    return torch.nn.functional.scaled_dot_product_attention(*turned, attn_mask=seen, enable_gqa=True).transpose(1, 2)
-
-
-@pytest.mark.parametrize("block", [1, 3, 4, 7], ids=lambda block: f"{block} at once")
-@pytest.mark.parametrize("shared", [0, 5])
-@pytest.mark.parametrize("groups", [1, 2, 6])
-def test_attention_in_blocks_is_torchs_with_its_gradients(block, shared, groups):
-    given = some_attention(7, shared, torch.float64, groups)
-    mask = torch.full((7, 7), float("-inf"), dtype=torch.float64).triu(1)
-    ours = lambda q, k, v: RowAttention.apply(q, k, v, mask, 0.25, block)  # noqa: E731
-    torch.testing.assert_close(ours(*given), by_torch(*given))
-    outer = torch.randn_like(given[0])
-    found, wanted = (torch.autograd.grad(way(*given), given, outer) for way in (ours, by_torch))
-    torch.testing.assert_close(found, wanted)
-
-
-def test_long_rows_in_bf16_are_as_near_to_fp32_as_those_of_the_fused_kernel():
-    assert joined.at_once(300, 320, bf16=True) == joined.QUERIES_AT_ONCE
-    exact = some_attention(300, 20, torch.float32)
-    given = [part.detach().bfloat16().requires_grad_() for part in exact]
-    bias = torch.full((320, 320), float("-inf")).triu(1)
-    outer = torch.randn_like(exact[0])
-    wanted = torch.autograd.grad(by_torch(*exact), exact, outer)
-
-    def off(way) -> list[float]:
-        found = torch.autograd.grad(way(*given), given, outer.bfloat16())
-        return [float((own.float() - true).norm() / true.norm()) for own, true in zip(found, wanted, strict=True)]
-
-    ours, theirs = off(lambda q, k, v: joined.attend(q, k, v, bias, 0.25, 0.0)), off(by_torch)
-    assert sum(ours) < 1.1 * sum(theirs)
 
 
 def test_gradients_against_finite_differences():

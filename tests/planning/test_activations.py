@@ -124,10 +124,11 @@ def test_adapters_of_every_kind(method, bf16):
 @pytest.mark.parametrize("shared", [0, 20])
 @pytest.mark.parametrize("method", [Full(), Lora(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
-def test_long_rows_go_through_the_fused_kernel(method, bf16, shared):
+def test_of_long_rows_no_scores_are_kept(method, bf16, shared):
     measured = per_layer("llama", method, bf16=bf16, padded=True, tokens=256, shared=shared)
     shape = read_shape(config_of("llama", 2).to_dict())
-    wanted = layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, 256, padded=True, shared=shared))
+    batch = Batch(ROWS, 256, padded=True, shared=shared, lengths=(251, 256))
+    wanted = layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=batch)
     assert wanted == pytest.approx(measured, rel=0.005)
 
 
@@ -170,9 +171,8 @@ def test_a_shared_beginning_is_saved_once(kind, method, bf16):
     how = {"bf16": bf16, "padded": True}
     measured = per_layer(kind, method, **how, shared=SHARED)
     shape = read_shape(config_of(kind, 2).to_dict())
-    wanted = layer_bytes(
-        shape, method.footprint(shape), bf16=bf16, batch=Batch(ROWS, TOKENS, padded=True, shared=SHARED)
-    )
+    batch = Batch(ROWS, TOKENS, padded=True, shared=SHARED, lengths=(TOKENS - 5, TOKENS))
+    wanted = layer_bytes(shape, method.footprint(shape), bf16=bf16, batch=batch)
     assert wanted == pytest.approx(measured, rel=0.005)
     assert measured < per_layer(kind, method, **how)
 

@@ -10,7 +10,7 @@ from tests.models.test_head import random_model
 from tests.planning.test_activations import ROWS, TOKENS, config_of, per_layer, saved_bytes
 from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import probe
-from tunesmith.models.joined import FAMILIES
+from tunesmith.models.joined import FAMILIES, LENGTH_STEP
 from tunesmith.models.methods import Bottleneck, Prefix, Prompt, PTuning
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.activations import Batch, layer_bytes, passed_bytes
@@ -55,9 +55,9 @@ def test_virtual_embeddings_go_through_every_layer(kind, tokens, bf16):
     method, joined = Prompt(tokens=tokens), kind in FAMILIES
     measured = per_layer(kind, method, bf16=bf16, padded=True, joined=joined)
     shape = read_shape(config_of(kind, 2).to_dict())
-    batch = Batch(
-        ROWS, TOKENS + tokens, padded=True, shared=tokens if joined and tokens >= 8 else 0, step=16 if joined else 1
-    )
+    shared, lengths = tokens if joined and tokens >= 8 else 0, (TOKENS + tokens - 5, TOKENS + tokens) if joined else ()
+    step = LENGTH_STEP if joined else 1
+    batch = Batch(ROWS, TOKENS + tokens, padded=True, shared=shared, step=step, lengths=lengths)
     wanted = passed_bytes(shape, method.footprint(shape), bf16=bf16, batch=batch)
     assert wanted == pytest.approx(measured, rel=0.005)
 

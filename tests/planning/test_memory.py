@@ -36,8 +36,8 @@ def test_full_tuning_in_fp32_by_hand():
     assert parts.gradients_bytes == 4 * P
     assert parts.optimizer_bytes == 8 * P
     assert parts.logits_bytes == 12 * 512 * 49152
-    # numbers a token and layer: norms 2 h + 2, inputs 2 h + q + i, middle 2 i, attention 2 q + 2 k + 9
-    layer = 4 * 4 * 256 * (2 * 576 + 2 + 3 * 576 + 1536 + 2 * 1536 + 2 * 576 + 2 * 192 + 9)
+    # numbers a token and layer: norms 2 h + 2, inputs 2 h + q + i, middle 2 i, attention q + 2 k
+    layer = 4 * 4 * 256 * (2 * 576 + 2 + 3 * 576 + 1536 + 2 * 1536 + 576 + 2 * 192)
     assert parts.activations_bytes == 30 * layer + 2 * 4 * 256 * 576 * 4
 
 

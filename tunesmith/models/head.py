@@ -8,7 +8,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from tunesmith.core.examples import IGNORED
-from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
+from tunesmith.models.joined import join, key_value_heads, may_join, may_share, shared_tokens
 from tunesmith.models.noise import embedding_noise
 from tunesmith.models.split import entered, entry_of
 from tunesmith.models.virtual import embedded, leading_logits, with_places
@@ -47,6 +47,8 @@ def label_losses(
     import torch
     from torch.nn.functional import pad
 
+    from tunesmith.models.attention import take_over_attention
+
     wrapper, model = model, unwrapped(model)
     head = trained_part(model.get_output_embeddings())
     if not may_join(model) or type(head) is not torch.nn.Linear:  # a head with an adapter of its own answers itself
@@ -55,7 +57,7 @@ def label_losses(
     whole = with_places(model, batch)
     shared = shared_tokens(whole) if noise is None and may_share(model) else 0
     shared = shared if is_worth_sharing(shared, whole["input_ids"].shape[1]) else 0
-    joined = join(whole, shared)
+    joined = join(whole, shared, key_value_heads(model))
     places = (joined.targets != IGNORED).nonzero().squeeze(1)  # (K,)
     take_over_attention(model)
     with (

@@ -1,8 +1,7 @@
-"""A padded batch as one sequence: the beginning that all rows share once, then the rows, with next to no padding.
+"""A padded batch as one sequence: the beginning that all rows share once, then the rows, without their padding.
 
-Linear layers see every token once; only attention knows the rows. Each row attends to the shared beginning and to itself,
-so losses and gradients are those of the padded batch. Rows of like length lie together and have the same number of places,
-so that attention takes them as they lie.
+Linear layers see every token once; only attention (models/attention.py) knows the rows. Each row attends to the shared
+beginning and to itself, so losses and gradients are those of the padded batch.
 """
 
 from __future__ import annotations
@@ -17,23 +16,42 @@ from tunesmith.models.virtual import leading_logits, virtual_tokens
 if TYPE_CHECKING:
     import torch
 
-ATTENTION = "tunesmith_joined"
-"""The name under which transformers finds the attention."""
 FAMILIES = ("gemma", "llama", "mistral", "phi3", "qwen2", "qwen3")
 """Model types whose attention takes our function and whose logits are the output head's product and nothing more."""
 SMALL_SIDE = 200
 SMALL_SCORES = SMALL_SIDE * SMALL_SIDE
-"""Scores of a row and head that are made at a time on a CPU, and whose softmax is kept; in fp32 the fused kernel takes more."""
+"""Scores of a row and head up to which a CPU makes all at once, and keeps their softmax."""
 QUERIES_AT_ONCE = 128
-"""Of a row with more scores, in bf16 (decision 008)."""
+"""Of a row with more scores (decision 008)."""
 
-
-LENGTH_STEP = 16
+LENGTH_STEP = 8
 """Tokens; sequences are filled up to a multiple of it, so that few shapes come up (decision 005)."""
-LITTLE_PADDING = 0.1
-"""Share of a group's tokens up to which padding is computed along: attention in more groups costs more (decision 008)."""
-Groups = tuple[tuple[int, int], ...]
-"""Rows that lie together: (how many, places of each)."""
+LITTLE_PADDING = 0.25
+"""Share of a group's tokens up to which attention computes padding along: more groups cost more (decision 008)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """B rows of like length whose attention is computed together, T places of each over S keys: what is shared, and its own.
+
+    Keys and values have G heads; piece n G + g of the sequence is what token n has for head g.
+    """
+
+    rows: int
+    width: int
+    """T"""
+    keys: int
+    """S"""
+    pieces: slice
+    """Where the rows stand in the sequence."""
+    queries_at: torch.Tensor
+    """(B G T,) the piece at every place, by row, head and place; behind the end of a row its last one."""
+    keys_at: torch.Tensor
+    """(B G S,) the same of keys."""
+    written: torch.Tensor
+    """The way back: for every piece of the rows its place among the B G T."""
+    past: torch.Tensor | None
+    """Places behind the ends of rows; None where there are none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +73,18 @@ class Joined:
     """T - shared"""
     origins: torch.Tensor
     """(N,), the place of each in the padded batch, (B, T) flattened."""
-    groups: Groups
-    """The rows behind the shared beginning, as they lie in the sequence."""
-    places: torch.Tensor | None
-    """(n,) which of B * width places stand in the sequence, in its order; None for all in theirs."""
+    groups: tuple[Group, ...]
+    """The shared beginning, where there is one, and the rows behind it, as they stand in the sequence."""
+    places: torch.Tensor
+    """(n,) which of B * width places stand in the sequence, in its order."""
     states: torch.Tensor | None = None
     """(1, N, D), what enters the first layer that is computed, where the layers before it are left out."""
 
     def apart(self, part: torch.Tensor) -> torch.Tensor:
-        """The rows behind the shared beginning: (N, ...) -> (B, width, ...); padding holds anything."""
-        size = self.rows * self.width
-        if self.places is None:
-            own = part[self.shared : self.shared + size]
-        else:
-            own = part[self.shared : self.shared + len(self.places)]
-            own = own.new_zeros(size, *own.shape[1:]).index_copy_(0, self.places, own)
-        return own.unflatten(0, (self.rows, self.width))
+        """The rows behind the shared beginning: (N, ...) -> (B, width, ...), 0 behind the end of a row."""
+        own = part[self.shared : self.shared + len(self.places)]
+        every = own.new_zeros(self.rows * self.width, *own.shape[1:]).index_copy_(0, self.places, own)
+        return every.unflatten(0, (self.rows, self.width))
 
     def in_line(self, first: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:
         """The way back: the shared beginning (shared, ...) and the rows (B, width, ...) -> (N, ...)."""
@@ -107,44 +121,71 @@ def shared_tokens(batch: dict[str, torch.Tensor]) -> int:
     return max(0, int(ends[0]) - 1) if len(ends) else 0
 
 
-def join(batch: dict[str, torch.Tensor], shared: int) -> Joined:
+def key_value_heads(model: Any) -> int:
+    """Heads of keys and values in a layer of the model."""
+    return model.config.get_text_config().num_key_value_heads
+
+
+def join(batch: dict[str, torch.Tensor], shared: int, heads: int) -> Joined:
     """Put a right-padded batch (input_ids, attention_mask, labels, each (B, T); perhaps states, (B, T, D)) into one sequence.
 
-    What fills it up stands at the end and has no target.
+    The first `shared` tokens are those of all rows; `heads` is that of keys and values. What fills the sequence up stands at its end and has no target.
     """
     import torch
 
     ids, labels = batch["input_ids"], batch["labels"]
-    rows, width = ids.shape
+    (rows, width), device = ids.shape, ids.device
     targets = torch.full_like(labels, IGNORED)
     targets[:, :-1] = labels[:, 1:]
-    groups, order = lay_out((batch["attention_mask"].sum(1) - shared).tolist(), width - shared)
+    lengths, order = (batch["attention_mask"].sum(1) - shared).sort(stable=True)
+    inside = torch.arange(width - shared, device=device)
+    places = (order[:, None] * (width - shared) + inside)[inside < lengths[:, None]]
     side = width if shared else min(width, SMALL_SIDE)
-    bias = torch.full((side, side), float("-inf"), device=ids.device).triu(1)
-    places = None if order is None else _places(groups, order, width - shared).to(ids.device)
+    bias = torch.full((side, side), float("-inf"), device=device).triu(1)
 
     def one_row(every: torch.Tensor) -> torch.Tensor:
         return _in_line(every[0, :shared], every[:, shared:], places)
 
-    states, columns = batch.get("states"), torch.arange(width, device=ids.device)
+    states, columns = batch.get("states"), torch.arange(width, device=device)
     no_targets = targets.new_full((shared,), IGNORED)
     return Joined(
         ids=one_row(ids)[None], positions=one_row(columns.expand(rows, -1))[None], bias=bias[None, None], shared=shared,
         targets=_in_line(no_targets, targets[:, shared:], places, IGNORED), rows=rows, width=width - shared,
-        origins=one_row(torch.arange(rows * width, device=ids.device).view(rows, width)), groups=groups, places=places, states=None if states is None else one_row(states)[None],
+        origins=one_row(torch.arange(rows * width, device=device).view(rows, width)), groups=_groups(lengths, shared, heads), places=places, states=None if states is None else one_row(states)[None],
     )  # fmt: skip
 
 
-def lay_out(lengths: Sequence[int], width: int) -> tuple[Groups, list[int] | None]:
-    """Rows of like length together, and the order in which they then lie; None where all lie as they are, `width` wide."""
-    if len(lengths) * width <= (1 + LITTLE_PADDING) * sum(lengths):
-        return ((len(lengths), width),), None
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    return grouped([lengths[row] for row in order]), order
+def _groups(lengths: torch.Tensor, shared: int, heads: int) -> tuple[Group, ...]:
+    """The shared beginning, and rows of these lengths (B,), from the shortest on."""
+    made = [_group(lengths.new_tensor([shared]), 0, 0, heads)] if shared else []
+    start, done = shared, 0
+    for count, _ in grouped(lengths.tolist()):
+        own = lengths[done : done + count]
+        made.append(_group(own, start, shared, heads))
+        start, done = start + int(own.sum()), done + count
+    return tuple(made)
 
 
-def grouped(lengths: Sequence[int]) -> Groups:
-    """As few groups of rows as keep padding small; `lengths` from the shortest on."""
+def _group(lengths: torch.Tensor, start: int, shared: int, heads: int) -> Group:
+    """Rows that stand one behind the other from token `start` on."""
+    import torch
+
+    inside = torch.arange(int(lengths.max()), device=lengths.device)
+    each = torch.arange(heads, device=lengths.device)[:, None]
+    real = inside < lengths[:, None]  # (B, T)
+    tokens = start + (lengths.cumsum(0) - lengths)[:, None] + inside.minimum(lengths[:, None] - 1)
+    own = tokens[:, None] * heads + each  # (B, G, T)
+    common = (inside.new_tensor(range(shared)) * heads + each).expand(len(lengths), -1, -1)
+    place = torch.arange(own.numel(), device=lengths.device).view_as(own).transpose(1, 2)  # (B, T, G)
+    past = place[~real].flatten()
+    return Group(
+        len(lengths), len(inside), shared + len(inside), slice(start * heads, (start + int(lengths.sum())) * heads), queries_at=own.flatten(),
+        keys_at=torch.cat([common, own], dim=2).flatten(), written=place[real].flatten(), past=past if len(past) else None,
+    )  # fmt: skip
+
+
+def grouped(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Rows in as few groups as keep padding small: (how many, places of each); `lengths` from the shortest on."""
     groups: list[tuple[int, int]] = []
     tokens = 0
     for length in lengths:
@@ -155,96 +196,14 @@ def grouped(lengths: Sequence[int]) -> Groups:
     return tuple(groups)
 
 
-def _places(groups: Groups, order: list[int], width: int) -> torch.Tensor:
-    """(n,) where what stands in the sequence stood in (B, width), flattened."""
+def at_once(queries: int, keys: int) -> int:
+    """Queries of a row whose scores a CPU makes at a time."""
+    return queries if queries * keys <= SMALL_SCORES else QUERIES_AT_ONCE
+
+
+def _in_line(first: torch.Tensor, rest: torch.Tensor, places: torch.Tensor, filler: int = 0) -> torch.Tensor:
     import torch
 
-    found, done = [], 0
-    for count, own in groups:
-        rows = torch.tensor(order[done : done + count])
-        found.append((rows[:, None] * width + torch.arange(own)).flatten())
-        done += count
-    return torch.cat(found)
-
-
-def _in_line(first: torch.Tensor, rest: torch.Tensor, places: torch.Tensor | None, filler: int = 0) -> torch.Tensor:
-    import torch
-
-    own = rest.flatten(0, 1)
-    own = own if places is None else own.index_select(0, places)
+    own = rest.flatten(0, 1).index_select(0, places)
     tail = own.new_full((-(len(first) + len(own)) % LENGTH_STEP, *own.shape[1:]), filler)
     return torch.cat([first, own, tail])
-
-
-def take_over_attention(model: Any) -> None:
-    """Give the model the attention that knows joined rows; without them it is transformers' own sdpa."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    if model.config.get_text_config()._attn_implementation == ATTENTION:
-        return
-    AttentionInterface.register(ATTENTION, _attention)
-    AttentionMaskInterface.register(ATTENTION, AttentionMaskInterface()["sdpa"])
-    model.set_attn_implementation(ATTENTION)
-
-
-def _attention(
-    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
-    attention_mask: torch.Tensor | None, *, joined: Joined | None = None, **options: Any,
-) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention as transformers calls it: query (1, H, N, D), key and value (1, G, N, D) -> (1, N, H, D)."""
-    import torch
-    from transformers import AttentionInterface
-
-    if joined is None:
-        return AttentionInterface()["sdpa"](module, query, key, value, attention_mask, **options)
-    drop = options.get("dropout", 0.0)
-    scale = options.get("scaling") or query.shape[-1] ** -0.5
-    q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))  # (N, heads, D)
-    own = [joined.shared, *(count * width for count, width in joined.groups)]
-    sizes, bias = [*own, len(q) - sum(own)], joined.bias[0, 0]
-    # taken apart at once: every slice would give a gradient as long as the whole
-    first, *rows, end = zip(*(part.to(v.dtype).split(sizes) for part in (q, k, v)), strict=True)
-    found: list[torch.Tensor] = []
-    if joined.shared:
-        queries, keys, values = (part[None] for part in first)
-        found.append(attend(queries, keys, values, bias, scale, drop)[0])
-    for (count, width), parts in zip(joined.groups, rows, strict=True):
-        queries, keys, values = (part.unflatten(0, (count, width)) for part in parts)
-        if joined.shared:
-            keys, values = (
-                torch.cat([part.expand(count, -1, -1, -1), own], dim=1)
-                for part, own in zip(first[1:], (keys, values), strict=True)
-            )
-        found.append(attend(queries, keys, values, bias, scale, drop).flatten(0, 1))
-    return torch.cat([*found, torch.zeros_like(end[0])])[None], None
-
-
-def at_once(queries: int, keys: int, *, bf16: bool) -> int | None:
-    """Queries of a row whose scores a CPU makes at a time, for models/lean.py; None where the fused kernel is faster."""
-    if queries * keys <= SMALL_SCORES:
-        return queries
-    return QUERIES_AT_ONCE if bf16 else None
-
-
-def attend(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, scale: float, dropout: float
-) -> torch.Tensor:
-    """Attention of q (B, T, H, D) over k and v (B, S, G, D), H a multiple of G, each over its own and the S - T before the first.
-
-    `bias` is that of Joined. Returns (B, T, H, D).
-    """
-    import torch
-    from torch.nn.functional import scaled_dot_product_attention
-
-    from tunesmith.models.lean import RowAttention
-
-    (_, length, heads, _), (seen, groups) = q.shape, k.shape[1:3]
-    block = at_once(length, seen, bf16=q.dtype == torch.bfloat16)
-    if q.device.type == "cpu" and block and not dropout:
-        return RowAttention.apply(q, k, v, bias[:block, :block].to(q.dtype), scale, block)  # pyright: ignore[reportReturnType]
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    causal = length == seen
-    mask = None if causal else bias[seen - length : seen, :seen].to(q.dtype)
-    return scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=heads != groups
-    ).transpose(1, 2)  # fmt: skip

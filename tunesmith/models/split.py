@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from tunesmith.models.joined import join, may_join, may_share, shared_tokens, take_over_attention
+from tunesmith.models.joined import join, key_value_heads, may_join, may_share, shared_tokens
 from tunesmith.models.virtual import virtual_tokens
 
 if TYPE_CHECKING:
@@ -39,9 +39,11 @@ def states_before(model: Any, batch: dict[str, torch.Tensor], entry: int) -> tor
     """
     import torch
 
+    from tunesmith.models.attention import take_over_attention
+
     take_over_attention(model)
     shared = shared_tokens(batch) if may_share(model) else 0
-    joined, seen, decoder = join(batch, shared), [], _decoder(model)
+    joined, seen, decoder = join(batch, shared, key_value_heads(model)), [], _decoder(model)
     last = decoder.layers[entry - 1].register_forward_hook(lambda module, given, made: seen.append(made[0]))
     try:
         with torch.no_grad(), _only(decoder, decoder.layers[:entry]):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from tunesmith.models.footprint import Footprint
-from tunesmith.models.joined import FAMILIES, LENGTH_STEP, Groups, at_once, lay_out
+from tunesmith.models.joined import FAMILIES, LENGTH_STEP, at_once, grouped
 from tunesmith.models.shape import Linear, Shape
 
 
@@ -26,7 +26,7 @@ class Batch:
     shared: int = 0
     """Tokens at the beginning that are the same in all rows and go through the model once (models/joined.py)."""
     on_cpu: bool = True
-    """Where attention of short rows is made of plain products."""
+    """Where attention of joined rows is made of plain products."""
     step: int = LENGTH_STEP
     """Tokens to whose multiple joined rows are filled up; 1 where rows are not joined."""
     lengths: tuple[int, ...] = ()
@@ -35,20 +35,19 @@ class Batch:
     """Modules compute as models/lean.py has it: not where the weights are spread over processes."""
 
     @property
-    def _groups(self) -> Groups:
-        own = [length - self.shared for length in self.lengths] or [self.tokens - self.shared] * self.rows
-        return lay_out(own, max(own))[0]
+    def _own(self) -> list[int]:
+        return [length - self.shared for length in self.lengths] or [self.tokens - self.shared] * self.rows
 
     @property
     def own(self) -> int:
         """Tokens that go through the model row by row."""
-        return sum(rows * width for rows, width in self._groups)
+        return sum(self._own)
 
     @property
     def attended(self) -> list[tuple[int, int, int]]:
-        """Attention as (rows, queries, keys): the shared beginning, then every row over it and itself, the longest last."""
+        """Attention as (rows, queries, keys): the shared beginning, then every row over it and itself."""
         first = [(1, self.shared, self.shared)] if self.shared else []
-        return [*first, *((rows, width, self.shared + width) for rows, width in self._groups)]
+        return [*first, *((rows, width, self.shared + width) for rows, width in grouped(sorted(self._own)))]
 
     @property
     def computed(self) -> int:
@@ -134,8 +133,13 @@ class _Layer:
         """Bytes of queries, keys, values; output where the fused kernel is used, and score matrices where they are kept."""
         it, batch = self.shape, self.batch
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
+        if self._joined and batch.on_cpu:
+            kept = sum(
+                rows * queries * keys for rows, queries, keys in batch.attended if at_once(queries, keys) == queries
+            )
+            return self.number * ((query + 2 * key) * batch.computed + it.heads * kept)
         if self._joined:
-            mask = 2 * batch.tokens**2 if self.bf16 and batch.shared and not batch.on_cpu else 0
+            mask = 2 * batch.tokens**2 if self.bf16 and batch.shared else 0
             return mask + sum(self._attend(*part) for part in batch.attended)
         seen = batch.tokens + self.footprint.prefix
         if it.softcap:  # tanh, softmax in fp32, its copy
@@ -155,13 +159,9 @@ class _Layer:
         return joins(self.shape, self.footprint) and not self.shape.attention_dropout
 
     def _attend(self, rows: int, tokens: int, seen: int) -> int:
-        """models/joined.py: `rows` times `tokens` queries over `seen` keys."""
+        """What the fused kernel keeps of `rows` times `tokens` queries over `seen` keys."""
         it = self.shape
         query, key = it.heads * it.head_size, it.key_value_heads * it.head_size
-        block = at_once(tokens, seen, bf16=self.bf16) if self.batch.on_cpu else None
-        if block:
-            scores = it.heads * tokens * seen if block == tokens else 0  # the softmax
-            return rows * self.number * (query * tokens + 2 * key * seen + scores)
         return rows * ((self.number * 2 * query + 4 * it.heads) * tokens + self.number * 2 * key * seen)
 
     def linear_inputs(self) -> int:

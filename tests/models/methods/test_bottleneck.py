@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-from tests.models.test_head import random_model, same, some_rows
+from tests.models.test_head import JOINED, random_model, same, some_rows
 from tunesmith.core import files
 from tunesmith.core.errors import ModelError, UsageError
 from tunesmith.models.adapter import Adapter, adapters_of, switched_off
@@ -71,7 +71,7 @@ def test_a_batch_still_goes_through_as_one_sequence():
     seen: list[tuple[int, ...]] = []
     model.get_decoder().layers[0].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
     label_losses(model, some_rows())
-    assert seen == [(1, 16 + 4 * 24)]
+    assert seen == [(1, JOINED)]
 
 
 def test_recomputed_activations_go_through_the_adapters_too():
