@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.data.batch import BatchConfig, order_steps
-from tunesmith.models import joined
+from tunesmith.models import attention, joined
 from tunesmith.models.attention import RowAttention, by_kernel
 
 HEADS, SCALE = 6, 0.25
@@ -48,7 +48,13 @@ def by_torchs_kernel(given: list[torch.Tensor], made: joined.Joined) -> torch.Te
     return by_kernel(*given, SCALE, made, 0.0)
 
 
-@pytest.mark.parametrize("way", [plainly, by_torchs_kernel])
+def by_torchs_kernel_of_a_gpu(given: list[torch.Tensor], made: joined.Joined) -> torch.Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "MASK_AND_GROUPS", set())
+        return by_torchs_kernel(given, made)
+
+
+@pytest.mark.parametrize("way", [plainly, by_torchs_kernel, by_torchs_kernel_of_a_gpu])
 @pytest.mark.parametrize("block", [3, 4, 200], ids=lambda block: f"{block} at once")
 @pytest.mark.parametrize("shared", [0, 3])
 @pytest.mark.parametrize("heads", [1, 2, 6])

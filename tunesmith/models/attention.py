@@ -15,6 +15,8 @@ from tunesmith.models.joined import SMALL_SIDE, Group, Joined, at_once
 
 ATTENTION = "tunesmith_joined"
 """The name under which transformers finds it."""
+MASK_AND_GROUPS = {"cpu"}
+"""Where torch has a fused kernel that takes a mask and heads in groups; elsewhere keys are repeated for one that takes a mask."""
 
 
 def take_over_attention(model: Any) -> None:
@@ -155,8 +157,11 @@ def by_kernel(
         k, v = (part.index_select(0, group.keys_at).view(group.rows, -1, group.keys, width) for part in (key, value))
         causal = group.width == group.keys
         mask = None if causal else joined.bias[0, 0, group.keys - group.width : group.keys, : group.keys].to(q.dtype)
+        grouped = mask is None or query.device.type in MASK_AND_GROUPS
+        if not grouped:
+            k, v = (part.repeat_interleave(each, dim=1) for part in (k, v))
         found = scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=True
+            q, k, v, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=scale, enable_gqa=grouped
         ).unflatten(1, (-1, each))  # fmt: skip
         made.append(found.transpose(2, 3).reshape(-1, query.shape[1]).index_select(0, group.written))
     own = torch.cat(made)
