@@ -30,7 +30,11 @@ def perform(verb: str, config: dict[str, Any], folder: Path) -> dict[str, Any]:
     path = folder / f"{verb}.yaml"  # a .json would be a model's
     path.write_text(yaml.safe_dump(config))
     command = [sys.executable, "-m", "tunesmith", verb, str(path), "--out", str(folder / verb), "--json"]
-    subprocess.run(command, check=True, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        command, check=False, env=quiet(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    if done.returncode:
+        raise SystemExit(f"{verb} ended with status {done.returncode}: {done.stderr[-3000:]}")
     return json.loads((folder / verb / "result.json").read_text())
 
 

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,7 +38,8 @@ def main(wish: dict) -> None:
     )  # fmt: skip
     done = trainer.train()
     trainer.save_model(wish["out"])
-    print(json.dumps({"seconds": done.metrics["train_runtime"]}))
+    peak = {"peak_bytes": torch.cuda.max_memory_reserved()} if torch.cuda.is_available() else {}
+    print(json.dumps({"seconds": done.metrics["train_runtime"], **peak}))
 
 
 if __name__ == "__main__":
