@@ -84,3 +84,18 @@ def shared_data() -> Path:
     if not SHARED.is_dir():
         pytest.skip("../shared/data/llamafactory is not here")
     return SHARED
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    """What the driver's tool says on a machine with two GPUs."""
+    tool = tmp_path / "tools" / "nvidia-smi"
+    tool.parent.mkdir()
+    first, second = "First GPU, 24000, 20000, 9.0", "Second GPU, 16000, 15000, 7.5"
+    tool.write_text(
+        f'#!/bin/sh\ncase "$1" in\n--id=0) echo {first};;\n--id=1) echo {second};;\n--id=*) exit 6;;\n'
+        f"*) echo {first}; echo {second};;\nesac\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -27,6 +27,25 @@ def test_a_torch_for_cuda_is_known_by_its_files():
     assert hardware.probe().cuda_build == (torch.version.cuda is not None)
 
 
+@pytest.mark.parametrize(
+    ("visible", "name", "bf16"),
+    [(None, "First GPU", True), ("0,1", "First GPU", True), ("1", "Second GPU", False), ("1,0", "Second GPU", False)],
+)
+def test_the_gpu_is_the_first_that_torch_may_see(two_gpus, monkeypatch, visible, name, bf16):
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = hardware.probe()
+    assert (found.gpu_name, found.native_bf16, found.device) == (name, bf16, "cuda")
+    assert found.training_bytes == (20000 if name == "First GPU" else 15000) << 20
+
+
+@pytest.mark.parametrize("hidden", ["", " ", "-1"])
+def test_hidden_gpus_are_none(two_gpus, monkeypatch, hidden):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    found = hardware.probe()
+    assert (found.gpu_name, found.device, found.training_bytes) == ("", "cpu", found.available_bytes)
+
+
 MANY_SHAPES = """
 from tunesmith.core import hardware
 hardware.set_environment()

@@ -9,16 +9,20 @@ import socket
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tunesmith import cli
+from tunesmith.core import hardware
 from tunesmith.core.errors import CapacityError, MissingExtra, ServiceError, UsageError
 from tunesmith.core.hardware import Machine
+from tunesmith.core.run import Run
 from tunesmith.data.batch import BatchConfig
 from tunesmith.models.methods import Full
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.memory import Wish
 from tunesmith.planning.zero import FASTEST_FIRST, choose_layout, lay_out
-from tunesmith.training.distributed import DevicesConfig, Team
+from tunesmith.training import distributed
+from tunesmith.training.distributed import DevicesConfig, Team, check_device, held_bytes, peak_bytes
 from tunesmith.training.launch import _ended, check_devices
 
 ZERO = ["--devices.kind", "zero", "--devices.processes", "2"]
@@ -125,6 +129,41 @@ def test_a_resumed_run_keeps_the_rows_of_its_steps(train, capsys):
     cli.main(["train", "run", "--resume", "--quiet", "--devices.kind", "ddp", "--devices.processes", "2"])
     said = "batch: a step of this run has 8 rows in all processes together. Got 16. --batch.accumulate 1.\n"
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that torch cannot use")
+def test_a_gpu_that_torch_cannot_use_is_said_and_not_trained_around(train, two_gpus, monkeypatch, tmp_path):
+    code, line = train("--optimizer.steps", 1)
+    assert code == CapacityError.exit_code, line
+    assert line.startswith("devices: this machine has a GPU, and the installed torch cannot use it. ")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert train("--optimizer.steps", 1)[0] == 0
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["steps"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that torch cannot use")
+def test_nor_is_it_planned_around(two_gpus, tmp_path, tiny_model, rows_file, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", str(tiny_model), "--dataset", str(rows_file), "--quiet"]) == CapacityError.exit_code
+    assert "the installed torch cannot use it" in capsys.readouterr().err
+
+
+def test_a_gpu_that_nobody_planned_with_is_said(monkeypatch, tmp_path):
+    monkeypatch.setattr(distributed, "own_device", lambda: "cuda:0")
+    run = Run("train", tmp_path)
+    check_device("cuda", run)
+    assert not list(run.events())
+    check_device("cpu", run)
+    assert "memory is planned and judged as if it were RAM" in next(run.events())["text"]
+
+
+def test_memory_of_a_run_on_a_gpu_is_the_gpus(monkeypatch):
+    said = {"memory_bytes": 1, "peak_memory_bytes": 2, "memory_reserved": 3, "max_memory_reserved": 4}
+    for name, number in said.items():
+        monkeypatch.setattr(torch.cuda if "reserved" in name else hardware, name, lambda number=number: number)
+    assert (held_bytes(), peak_bytes()) == ((3, 4) if torch.cuda.is_available() else (1, 2))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert (held_bytes(), peak_bytes()) == (3, 4)
 
 
 def test_how_a_process_ended_is_read_from_what_torchrun_writes(tmp_path):

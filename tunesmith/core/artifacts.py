@@ -92,6 +92,7 @@ class Training:
     """Non-padding tokens trained per second, evaluation and saving not counted."""
     seconds: float
     peak_memory_bytes: int
+    """Of the GPU where the run has one (what torch has taken of it), else of RAM; of the first process."""
     predicted_memory_bytes: int
     trainable_parameters: int
     parameters: int

@@ -69,11 +69,13 @@ def set_environment() -> None:
     OpenMP threads spin briefly, then sleep: those that spin long are a disaster beside anything else, those that never spin
     cost a quarter of the speed of an idle machine (docs/decisions/004). oneDNN and ideep each keep the code of the last
     KERNELS shapes of a matrix product, and not of 1024, which is a quarter of a GiB for rows of many lengths (005).
+    GPUs are numbered as nvidia-smi, which the plan asks, numbers them.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(KERNELS))
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def memory_bytes() -> int:
@@ -144,10 +146,13 @@ def _cpu_flags() -> set[str]:
 
 
 def _gpu() -> tuple[str, int, int, float]:
-    tool = shutil.which("nvidia-smi")
-    if not tool:
+    """Name, bytes, free bytes and capability of the first GPU that CUDA_VISIBLE_DEVICES leaves to torch."""
+    tool, visible = shutil.which("nvidia-smi"), os.environ.get("CUDA_VISIBLE_DEVICES")
+    first = (visible or "").split(",")[0].strip()
+    if not tool or first == "-1" or (visible is not None and not first):
         return "", 0, 0, 0.0
-    query = [tool, "--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"]
+    which = [f"--id={first}"] if first else []
+    query = [tool, *which, "--query-gpu=name,memory.total,memory.free,compute_cap", "--format=csv,noheader,nounits"]
     done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
     if done.returncode or not done.stdout.strip():
         return "", 0, 0, 0.0

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
+from tunesmith.core import hardware
 from tunesmith.core.config import Config
-from tunesmith.core.errors import UsageError
+from tunesmith.core.errors import CapacityError, UsageError
 from tunesmith.core.run import Run
 from tunesmith.data.batch import BatchConfig
 
@@ -250,6 +251,47 @@ def own_device() -> str:
     import torch
 
     return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def check_device(planned: str, run: Run) -> None:
+    """Raise CapacityError where a plan for `planned` counts with a GPU that torch cannot use; warn where torch has one that
+    the plan does not know.
+    """
+    own = own_device().split(":")[0]
+    if planned == "cuda" and own == "cpu":
+        raise CapacityError(
+            "devices", "this machine has a GPU, and the installed torch cannot use it",
+            do="Install a torch with CUDA for its driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor",
+        )  # fmt: skip
+    if planned == "cpu" and own == "cuda":
+        run.warn("torch trains on a GPU that nvidia-smi does not show: memory is planned and judged as if it were RAM")
+
+
+def held_bytes() -> int:
+    """Memory that this process holds now where it computes: on its GPU what torch has taken of it, else RAM.
+
+    The driver's context on a GPU, which is of the whole process and the plan counts, is not in it.
+    """
+    import torch
+
+    return torch.cuda.memory_reserved() if torch.cuda.is_available() else hardware.memory_bytes()
+
+
+def peak_bytes() -> int:
+    """The most of `held_bytes` since the last `count_peak_anew`."""
+    import torch
+
+    return torch.cuda.max_memory_reserved() if torch.cuda.is_available() else hardware.peak_memory_bytes()
+
+
+def count_peak_anew() -> None:
+    """Let `peak_bytes` begin with what is held now, on the GPU once what is free there is given back."""
+    import torch
+
+    hardware.reset_peak_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 @contextmanager

@@ -17,13 +17,12 @@ import torch
 from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
-from tunesmith.core.hardware import memory_bytes, peak_memory_bytes
 from tunesmith.core.run import Progress, Run
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Few, Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
-from tunesmith.training.distributed import ALONE, ONE, DevicesConfig, Team
+from tunesmith.training.distributed import ALONE, ONE, DevicesConfig, Team, held_bytes, peak_bytes
 from tunesmith.training.held_out import EvaluationConfig, held_out_scores
 from tunesmith.training.judge import finite, first_evaluation, judge
 from tunesmith.training.objectives import Objective
@@ -222,7 +221,7 @@ def _there(batch: Tensors, spread: Spread) -> Tensors:
 
 def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any], rate: float) -> None:
     run.event(
-        "step", step=position.step, **finite(numbers), tokens_per_second=round(rate, 1), memory_bytes=memory_bytes()
+        "step", step=position.step, **finite(numbers), tokens_per_second=round(rate, 1), memory_bytes=held_bytes()
     )
     bar.advance(1, loss=numbers["loss"], tokens_a_second=round(rate))
 
@@ -315,7 +314,7 @@ def summarize(outcome: Outcome, run: Run, per_epoch: int) -> dict[str, Any]:
     loss = sum(loss * count for loss, count in counted) / max(sum(count for _, count in counted), 1)
     known = loss if counted and math.isfinite(loss) else None
     speeds = [outcome.tokens_per_second, *(numbers["tokens_per_second"] for numbers in series.values())]
-    peaks = [peak_memory_bytes(), *(numbers["memory_bytes"] for numbers in series.values())]
+    peaks = [peak_bytes(), *(numbers["memory_bytes"] for numbers in series.values())]
     return {
         "train_loss": known, "epochs": outcome.position.step / per_epoch, "tokens_per_second": round(speeds[0] or speeds[-1], 2),
         "peak_memory_bytes": max(peaks),

@@ -258,6 +258,7 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.activations import joins
     from tunesmith.planning.time import seconds_per_epoch
+    from tunesmith.training.distributed import check_device
 
     if not config.calibration_seconds:
         return None
@@ -267,6 +268,7 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
     if not source.is_dir() or not any(source.glob("*.safetensors")):
         run.say("no weights here: the time of an epoch is not measured")
         return None
+    check_device(plan.device, run)
     rows = Rows(folder, "train")
     steps = order_steps(rows.lengths, batch_of(config, plan.device, rows.each), config.seed, 0)
     is_joined = joins(shape := read_shape(source), config.method.footprint(shape))

@@ -19,7 +19,15 @@ from tunesmith.models.methods import Lora, Method
 from tunesmith.training.checkpoint import SaveConfig
 from tunesmith.training.context import check_context
 from tunesmith.training.diagnosis import DiagnosisConfig
-from tunesmith.training.distributed import ALONE, DevicesConfig, Team, check_companions, plan_devices
+from tunesmith.training.distributed import (
+    ALONE,
+    DevicesConfig,
+    Team,
+    check_companions,
+    check_device,
+    count_peak_anew,
+    plan_devices,
+)
 from tunesmith.training.held_out import EvaluationConfig, check_patience
 from tunesmith.training.launch import check_devices, launch
 from tunesmith.training.monitor import TrackerName, check_trackers, tracked
@@ -130,7 +138,10 @@ def run(config: TrainConfig, run: Run) -> Training | HostCommands:
     check_companions(config.devices, config.method.kind, config.objective.kind, config.optimizer.kind)
     if isinstance(config.objective, Ppo | Grpo):
         check_rewards(config.objective.reward)
-    check_devices(config.devices, probe().device)
+    device = probe().device
+    if device == "cuda" and not config.devices.hosts:
+        check_device(device, run)
+    check_devices(config.devices, device)
     check_rate(config)
     check_depth(config)
     found, tokenizer = _find(config)
@@ -178,17 +189,17 @@ def _find(config: TrainConfig) -> tuple[Found, Any]:
 
 
 def _train(config: TrainConfig, run: Run, ready: Ready, team: Team) -> Training | None:
-    from tunesmith.core.hardware import reset_peak_memory
     from tunesmith.data.dataset import SPLITS, Rows
     from tunesmith.training.job import load_for, make_job
     from tunesmith.training.loop import train
 
+    check_device(ready.plan.device, run)
     splits, started = {split: Rows(ready.dataset.dataset, split) for split in SPLITS}, time.time()
     with team.first_alone() if config.objective.uses_reference else nullcontext():  # what it computes, the others find
         model = load_for(config, ready, splits, run)
     if team.is_first:
         run.event("loaded", seconds=round(time.time() - started, 3))
-    reset_peak_memory()  # pages of the weight files that were read belong to the system's cache
+    count_peak_anew()  # pages of the weight files that were read belong to the system's cache
     job = make_job(config, ready, model, splits, team, run)
     with tracked(run, config, config.track if team.is_first else ()):
         outcome = train(job, run, resume=run.folder.joinpath("checkpoints").is_dir())
