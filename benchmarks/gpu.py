@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from duration import perform
-from race import ROOT, apart, machine, quiet
+from race import ROOT, apart, as_turns, machine, quiet
 
 RESULTS = ROOT / "benchmarks" / "results" / "gpu.json"
 SHAPES = {
@@ -69,14 +69,7 @@ def write_rows(source: Path, folder: Path, count: int | None) -> None:
     """The rows as they are, as TRL reads them, and some that are at least LONG tokens long."""
     rows = json.loads(source.read_text(encoding="utf-8"))[:count]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
-    turns = [
-        {
-            "prompt": [{"role": "user", "content": "\n".join(filter(None, [row["instruction"], row.get("input")]))}],
-            "completion": [{"role": "assistant", "content": row["output"]}],
-        }
-        for row in rows
-    ]
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, turns)), encoding="utf-8")
+    (folder / "rows.jsonl").write_text("\n".join(json.dumps(as_turns(row)) for row in rows), encoding="utf-8")
     text = "\n".join(row["output"] for row in rows)
     letters = 8 * LONG
     long = [{"instruction": f"Part {n}.", "output": text[n * letters : (n + 1) * letters]} for n in range(8)]
@@ -108,7 +101,9 @@ def trl(folder: Path, name: str, tokens: int, **options: Any) -> dict[str, float
     path = folder / f"{name}.json"
     path.write_text(json.dumps(wish))
     script = str(ROOT / "benchmarks" / "rivals" / "trl_sft.py")
-    done = subprocess.run([sys.executable, script, str(path)], env=quiet(), check=True, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, script, str(path)], env=quiet(), check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{name} ended with status {done.returncode}: {done.stderr[-3000:]}")
     found = json.loads(done.stdout.strip().splitlines()[-1])
     return {**found, "tokens_per_second": tokens / found["seconds"]}
 

@@ -76,15 +76,16 @@ def write_rows(folder: Path, count: int) -> None:
     rows = json.loads(DATA.read_text(encoding="utf-8"))[: count + HELD_OUT]
     for name, part in (("train", rows[:count]), ("held_out", rows[count:])):
         (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
-        lines = [
-            {
-                "prompt": [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row["input"])))}],
-                "completion": [{"role": "assistant", "content": row["output"]}],
-            }
-            for row in part
-        ]
-        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(as_turns(row)) for row in part), encoding="utf-8")
     (folder / "dataset_info.json").write_text(json.dumps({"race": {"file_name": "train.json"}}))
+
+
+def as_turns(row: dict[str, str]) -> dict[str, Any]:
+    """An alpaca row as TRL reads it."""
+    return {
+        "prompt": [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row["input"])))}],
+        "completion": [{"role": "assistant", "content": row["output"]}],
+    }
 
 
 def tunesmith(course: Course, name: str, *, epochs: float | None = None, rate: float | None = None) -> Contender:
