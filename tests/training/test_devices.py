@@ -134,7 +134,7 @@ def test_a_resumed_run_keeps_the_rows_of_its_steps(train, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that torch cannot use")
 def test_a_gpu_that_torch_cannot_use_is_said_and_not_trained_around(train, two_gpus, monkeypatch, tmp_path):
     code, line = train("--optimizer.steps", 1)
-    assert code == CapacityError.exit_code, line
+    assert code == MissingExtra.exit_code, line
     assert line.startswith("devices: this machine has a GPU, and the installed torch cannot use it. ")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert train("--optimizer.steps", 1)[0] == 0
@@ -144,7 +144,7 @@ def test_a_gpu_that_torch_cannot_use_is_said_and_not_trained_around(train, two_g
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU that torch cannot use")
 def test_nor_is_it_planned_around(two_gpus, tmp_path, tiny_model, rows_file, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["plan", str(tiny_model), "--dataset", str(rows_file), "--quiet"]) == CapacityError.exit_code
+    assert cli.main(["plan", str(tiny_model), "--dataset", str(rows_file), "--quiet"]) == MissingExtra.exit_code
     assert "the installed torch cannot use it" in capsys.readouterr().err
 
 

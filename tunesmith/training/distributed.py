@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from tunesmith.core import hardware
 from tunesmith.core.config import Config
-from tunesmith.core.errors import CapacityError, UsageError
+from tunesmith.core.errors import MissingExtra, UsageError
 from tunesmith.core.run import Run
 from tunesmith.data.batch import BatchConfig
 
@@ -254,12 +254,12 @@ def own_device() -> str:
 
 
 def check_device(planned: str, run: Run) -> None:
-    """Raise CapacityError where a plan for `planned` counts with a GPU that torch cannot use; warn where torch has one that
+    """Raise MissingExtra where a plan for `planned` counts with a GPU that torch cannot use; warn where torch has one that
     the plan does not know.
     """
     own = own_device().split(":")[0]
     if planned == "cuda" and own == "cpu":
-        raise CapacityError(
+        raise MissingExtra(
             "devices", "this machine has a GPU, and the installed torch cannot use it",
             do="Install a torch with CUDA for its driver, or set CUDA_VISIBLE_DEVICES= (empty) to train on the processor",
         )  # fmt: skip
