@@ -40,10 +40,13 @@ JOBS = {
 }
 AGAIN = {"en": ", checkpointing", "zh": "，重算激活"}
 SIZES = {"en": ("measured", "predicted"), "zh": ("实测", "预测")}
-RUNS = {"en": {"freeze": "freeze, 4 layers"}, "zh": {"freeze": "freeze，4 层"}}
+RUNS = {
+    "en": {"freeze": "freeze, 4 layers", "freeze3": "freeze, 4 layers, three epochs"},
+    "zh": {"freeze": "freeze，4 层", "freeze3": "freeze，4 层，三个 epoch"},
+}
 WHOLE = {
-    "en": ["run", "steps of an epoch, s: planned", "taken", "peak, GiB: planned", "measured"],
-    "zh": ["运行", "一个 epoch 的各步，秒：预测", "实际", "峰值，GiB：预测", "实测"],
+    "en": ["run", "steps, s: planned", "taken", "peak, GiB: planned", "measured"],
+    "zh": ["运行", "各步，秒：预测", "实际", "峰值，GiB：预测", "实测"],
 }
 ROUNDS = {"en": "Rounds: {}, of revisions {}.", "zh": "轮数：{}，版本 {}。"}
 

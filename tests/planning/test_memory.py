@@ -228,13 +228,16 @@ def test_where_nothing_helps_nothing_is_advised():
 
 def test_the_table_names_every_part():
     plan = plan_memory(SHAPE, replace(WISH, reward_bytes=5 << 20), MACHINE)
-    text = "\n".join(plan_lines(replace(plan, seconds_per_epoch=200.0)))
+    text = "\n".join(plan_lines(replace(plan, seconds_per_epoch=200.0, seconds_per_further_epoch=70.0)))
     for field in Parts.__slots__:
         part = field.removesuffix("_bytes")
         assert gib(getattr(plan, field)) in text
         assert part in text or part == "overlap"
     assert "fits 12.00 GiB on cpu" in text
     assert "3 min 20 s" in text
+    assert "1 min 10 s" in text
+    alike = "\n".join(plan_lines(replace(plan, seconds_per_epoch=200.0, seconds_per_further_epoch=200.0)))
+    assert alike.count("3 min 20 s") == 1  # nothing is spared
 
 
 def test_side_by_side():

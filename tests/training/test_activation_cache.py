@@ -86,6 +86,9 @@ def test_later_runs_find_the_states_and_have_the_very_same_losses(run, passes, t
     assert len(passes) == count
     assert second == first
     assert other != first
+    events = [event for event in Run("train", tmp_path / "first").events() if event["event"] == "cached"]
+    assert [(event["split"], event["layers"]) for event in events] == [("train", 3), ("held_out", 3)]
+    assert all(event["seconds"] > 0 and event["size_bytes"] > 0 for event in events)
 
 
 @pytest.mark.parametrize("changed", ["weights", "rows", "depth", "precision"])

@@ -98,6 +98,18 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     assert made["logits_bytes"] == 4 * min(positions, CHUNK) * vocabulary
 
 
+@pytest.mark.parametrize(
+    ("layers", "is_spared"), [(1, True), (3, True), (4, False)], ids=["one trained", "three of four", "all trained"]
+)
+def test_a_further_epoch_leaves_out_what_is_read_from_disk(tmp_path, rows, capsys, layers, is_spared):
+    deep = write_tiny_model(tmp_path / "deep", layers=4)
+    words = ["--dataset", rows, "--method.kind", "lora", "--method.last_layers", layers, "--calibration_seconds", 0.05]
+    made = plan(tmp_path / "a", deep, *words)
+    assert 0 < made["seconds_per_further_epoch"] <= made["seconds_per_epoch"]
+    assert (made["seconds_per_further_epoch"] < made["seconds_per_epoch"]) == is_spared
+    assert ("each further" in capsys.readouterr().out) == is_spared
+
+
 def test_without_weights_time_is_not_measured(tmp_path, model, rows, capsys):
     bare = tmp_path / "bare"
     bare.mkdir()

@@ -71,7 +71,9 @@ class MemoryPlan:
     advice: str
     """The smallest change that makes it fit; empty where it fits."""
     seconds_per_epoch: float | None
-    """From a calibration of a few seconds; None where no dataset was given."""
+    """Of the steps of the first epoch, from a calibration of a few seconds; None where nothing was measured."""
+    seconds_per_further_epoch: float | None
+    """Of every later one: the same, or without the layers whose output train's activation cache holds by then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -219,4 +219,5 @@ def plan_memory(shape: Shape, wish: Wish, machine: Machine) -> MemoryPlan:
         reward_bytes=parts.reward_bytes, overhead_bytes=parts.overhead_bytes, overlap_bytes=parts.overlap_bytes, total_bytes=parts.total_bytes,
         available_bytes=available, device=machine.device, fits=fits, checkpointing=chosen.checkpointing is True,
         advice="" if fits else advise(chosen, lambda changed: total(changed) <= available, recomputes=recomputes), seconds_per_epoch=None,
+        seconds_per_further_epoch=None,
     )  # fmt: skip

@@ -30,6 +30,11 @@ def plan_lines(plan: MemoryPlan) -> list[str]:
     )
     if plan.seconds_per_epoch is not None:
         lines.append(f"  {'one epoch':<12}{duration(plan.seconds_per_epoch):>10}  measured on a few batches")
+        assert plan.seconds_per_further_epoch is not None
+        if plan.seconds_per_further_epoch < plan.seconds_per_epoch:
+            lines.append(
+                f"  {'each further':<12}{duration(plan.seconds_per_further_epoch):>10}  reads what frozen layers made"
+            )
     if not plan.fits:
         lines.append(f"  {'advice':<12}{plan.advice or 'nothing small makes it fit'}")
     return lines

@@ -145,7 +145,7 @@ def lay_out(shape: Shape, wish: Wish, machine: Machine, processes: tuple[int, in
         optimizer_bytes=held.optimizer_bytes, activations_bytes=parts.activations_bytes,
         logits_bytes=parts.logits_bytes, reward_bytes=parts.reward_bytes, overhead_bytes=overhead, overlap_bytes=0, total_bytes=needed,
         available_bytes=available, device=machine.device, fits=fits, checkpointing=wish.checkpointing is True,
-        advice="", seconds_per_epoch=None,
+        advice="", seconds_per_epoch=None, seconds_per_further_epoch=None,
     )  # fmt: skip
     return Laid(layout, plan, held.host_bytes)
 

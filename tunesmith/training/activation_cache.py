@@ -79,6 +79,15 @@ def first_computed(config: Any, model: Any, shape: Shape, rows: Rows) -> tuple[i
     return entry, _unfit(config, entry) or not_repeatable(model)
 
 
+def spared_layers(config: Any, model: Any, shape: Shape) -> int:
+    """Layers at the front whose output a run reads from disk after its first epoch, where nothing is said of it.
+
+    `config` is train's or plan's; 0 where the run does without.
+    """
+    entry = config.method.footprint(shape).untouched(shape)
+    return 0 if entry < WORTH * shape.layers or _unfit(config, entry) or not_repeatable(model) else entry
+
+
 def _epochs(config: Any, rows: Rows) -> float:
     """How often the run reads its rows."""
     per_step = Team(processes=config.devices.total).batch(config.batch)
@@ -105,7 +114,7 @@ def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, An
     folder = shelf("activations") / files.fingerprint({**key, "split": split, "entry": entry})
     with _alone(folder, run):
         states, filled = _begun(folder, rows.tokens)
-        batches = _batches(rows)
+        batches, started = _batches(rows), time.monotonic()
         if filled < len(batches):
             remove_unused(folder.parent, run.say, FACTS)
             with (
@@ -121,8 +130,10 @@ def _attach(model: Any, split: str, rows: Rows, entry: int, key: Mapping[str, An
                     if done == len(batches) or time.monotonic() - states.noted > SAVE_SECONDS:
                         states.note(done)
                     bar.advance(1)
+        seconds = round(time.monotonic() - started, 3)
     assert states
     used(folder / FACTS)
+    run.event("cached", split=split, layers=entry, seconds=seconds, size_bytes=states.size_bytes)
     run.say(f"cache     {split}: the first {entry} layers from {folder}, {states.size_bytes / 2**30:.2f} GiB")
     rows.states, rows.extras["entry"] = states.read, np.full(len(rows), entry)
 

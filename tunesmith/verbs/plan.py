@@ -106,7 +106,8 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     plan, _, reasons = plan_devices(shape, wish, config.devices)
     is_one = config.devices.kind == "one"
     if folder and plan.fits and is_one:
-        plan = replace(plan, seconds_per_epoch=_measure(config, source, folder, plan, run))
+        first, further = _measure(config, source, folder, plan, run) or (None, None)
+        plan = replace(plan, seconds_per_epoch=first, seconds_per_further_epoch=further)
     for line in [*plan_lines(plan), *reasons]:
         run.say(line)
     if not is_one:
@@ -251,8 +252,8 @@ def _alternatives(shape: Shape, wish: Wish, machine: Machine) -> list[MemoryPlan
     ]
 
 
-def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, run: Run) -> float | None:
-    """Seconds of an epoch from a few real steps; None without weights or when calibration is off."""
+def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, run: Run) -> tuple[float, float] | None:
+    """Seconds of the first epoch and of a further one from a few real steps; None without weights or when calibration is off."""
     from tunesmith.data.batch import order_steps
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
@@ -280,7 +281,7 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
 
 
 def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list[int]]], plan: MemoryPlan) -> Any:
-    """step number -> seconds of that training step on the real model, which is thrown away afterwards."""
+    """step number -> seconds of that training step in the first epoch and in a further one; the model is thrown away."""
     import time
 
     import torch
@@ -290,6 +291,9 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
     from tunesmith.models.lean import make_lean
     from tunesmith.models.load import Found
     from tunesmith.models.recompute import recompute_activations
+    from tunesmith.models.shape import read_shape
+    from tunesmith.models.split import states_before
+    from tunesmith.training.activation_cache import spared_layers
     from tunesmith.training.optimizer import OptimizerConfig, make_optimizer
 
     bf16, device = plan.precision == "bf16", torch.device(plan.device)
@@ -298,18 +302,28 @@ def _stepper(config: PlanConfig, source: Path, rows: Rows, steps: list[list[list
     if plan.checkpointing:
         recompute_activations(model)
     optimizer = make_optimizer(model, OptimizerConfig(learning_rate=ANY_RATE), config.method.rate_factor)
+    spared = spared_layers(config, model, read_shape(source))
 
-    def step(number: int) -> float:
-        started = time.perf_counter()
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def step(number: int) -> tuple[float, float]:
+        started, once = now(), 0.0
         for batch in steps[number]:
             tensors = {name: value.to(device) for name, value in collate(rows, batch, 0).items()}
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                if spared:
+                    begun = now()
+                    states = states_before(model, tensors, spared)
+                    tensors |= {"states": states, "entry": torch.full((len(states),), spared)}
+                    once += now() - begun
                 loss = label_losses(model, tensors).mean()
             loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - started
+        seconds = now() - started
+        return seconds, seconds - once
 
     return step
