@@ -14,7 +14,10 @@ from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.models.head import CHUNK
 from tunesmith.models.joined import shared_tokens
-from tunesmith.verbs.plan import PlanConfig, largest_batch, preview
+from tunesmith.models.load import find
+from tunesmith.models.shape import read_shape
+from tunesmith.training.distributed import ALONE, Team
+from tunesmith.verbs.plan import PlanConfig, largest_passes, preview, wish_of
 
 QWEN = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -83,7 +86,7 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     longest = plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32", "--cutoff", 2048)
     assert longest["activations_bytes"] > made["activations_bytes"]
     prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
-    largest = largest_batch(prepared_rows, BatchConfig(rows=4), 42)
+    (largest,) = largest_passes(prepared_rows, BatchConfig(rows=4), ALONE, 42)
     positions = largest["labelled"]
     assert largest["tokens"] == max(len(row.ids) for row in prepared_rows)
     assert positions == max(
@@ -96,6 +99,37 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     assert largest["shared"] == shared_tokens(together) > 10
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
     assert made["logits_bytes"] == 4 * min(positions, CHUNK) * vocabulary
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_passes_that_begin_a_step_and_later_ones_are_known_apart(tmp_path, model, rows, processes):
+    """While the later ones run, a process holds gradients."""
+    plan(tmp_path / "a", model, "--dataset", rows, "--batch.rows", 4, "--calibration_seconds", 0)
+    made, batch, team = Rows(tmp_path / "a" / "dataset", "train"), BatchConfig(rows=4, tokens=200), Team(0, processes)
+    steps = [step for epoch in range(3) for step in order_steps(made.lengths, team.batch(batch), 42, epoch)]
+    size = lambda numbers: sum(made.lengths[number] for number in numbers)  # noqa: E731
+    first, later = largest_passes(made, batch, team, 42)
+    for found, of in ((first, [s[:processes] for s in steps]), (later, [s[processes:] for s in steps])):
+        passes = [numbers for step in of for numbers in step]
+        assert sum(found["lengths"]) == max(map(size, passes))
+        assert found["labelled"] == max(logits_of(made, numbers) for numbers in passes)
+    assert first["accumulate"] == 1
+    assert later["accumulate"] == max(-(-len(step) // processes) for step in steps) > 1
+
+
+def test_the_pass_is_planned_that_takes_the_most(tmp_path, model):
+    """The longest row stands alone in its step, others come later in theirs: gradients of full tuning weigh more than its length."""
+    lines = [{"instruction": "ha", "output": "ha " * 9 * n} for n in (9, 13, 9)]
+    (tmp_path / "rows.json").write_text(json.dumps(lines))
+    plan(tmp_path / "a", model, "--dataset", tmp_path / "rows.json", "--calibration_seconds", 0)
+    made, shape = Rows(tmp_path / "a" / "dataset", "train"), read_shape(find("embedded").base)
+    batch, longest = BatchConfig(rows=1, accumulate=2), max(made.lengths)
+    tries = ((seed, *largest_passes(made, batch, ALONE, seed)) for seed in range(999))
+    seed, first, later = next(it for it in tries if it[1]["tokens"] >= longest > it[2]["tokens"])
+    words = {"model": "embedded", "dataset": {"path": [str(tmp_path)]}, "batch": batch.model_dump(), "seed": seed}
+    for kind, wanted in (("lora", first), ("full", later)):
+        wish = wish_of(PlanConfig.model_validate({**words, "method": {"kind": kind}}), shape, made, "fp32")
+        assert (wish.lengths, wish.accumulate) == (wanted["lengths"], wanted["accumulate"])
 
 
 @pytest.mark.parametrize(

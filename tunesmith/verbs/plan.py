@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -165,28 +166,34 @@ def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp
     """
     from tunesmith.core.hardware import probe
     from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish
+    from tunesmith.planning.memory import Wish, predict
 
     objective, each = config.objective, rows.each if rows else 1
     if not rows and set(objective.ROWS) <= {"preference", "feedback"}:
         each = 2
     batch = batch_of(config, probe().device, each)
     if rows:
-        together = Team(processes=config.devices.total).batch(batch)
-        known = largest_batch(rows, together, config.seed, joined=joins(shape, config.method.footprint(shape)))
+        team = Team(processes=config.devices.total)
+        passes = largest_passes(rows, batch, team, config.seed, joined=joins(shape, config.method.footprint(shape)))
     else:
         at_once = min(batch.rows, max(1, (batch.tokens or config.cutoff * batch.rows) // config.cutoff))
-        known = {"tokens": config.cutoff, "rows": at_once * each, "passes": math.ceil(batch.rows / at_once)}
+        often = batch.accumulate * math.ceil(batch.rows / at_once)
+        passes = [{"tokens": config.cutoff, "rows": at_once * each, "accumulate": often}]
     if isinstance(objective, Ppo | Grpo):
-        known |= _drawn(objective, max(rows.lengths) if rows else config.cutoff, batch.rows, precision)
+        drawn = _drawn(objective, max(rows.lengths) if rows else config.cutoff, batch.rows, precision)
+        passes = [one | drawn for one in passes]
     if objective.kind == "reward":
-        known["labelled"] = 0  # its head gives one number, and no words
-    return Wish(
-        model=config.model, method=config.method, precision=precision,
-        accumulate=batch.accumulate * known.pop("passes"), each=each, step_rows=batch.rows * batch.accumulate, limit_bytes=config.memory.limit_bytes,
-        checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-        optimizer=config.optimizer.kind, **known,
-    )  # fmt: skip
+        passes = [{**one, "labelled": 0} for one in passes]  # its head gives one number, and no words
+    wishes = [
+        Wish(
+            model=config.model, method=config.method, precision=precision,
+            each=each, step_rows=batch.rows * batch.accumulate, limit_bytes=config.memory.limit_bytes,
+            checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
+            optimizer=config.optimizer.kind, **one,
+        )
+        for one in passes
+    ]  # fmt: skip
+    return max(wishes, key=lambda wish: predict(shape, wish, probe()).total_bytes)
 
 
 def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
@@ -199,34 +206,45 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
     }  # fmt: skip
 
 
-def largest_batch(rows: Rows, batch: BatchConfig, seed: int, *, joined: bool = True, epochs: int = 3) -> dict[str, Any]:
-    """What a Wish needs to know of the batches of the first epochs.
+def largest_passes(
+    rows: Rows, batch: BatchConfig, team: Team, seed: int, *, joined: bool = True, epochs: int = 3
+) -> list[dict[str, Any]]:
+    """What a Wish needs to know of passes in the first epochs: of those that begin a step, and of those that come later in
+    one, through which a process holds the gradients of the passes before. `batch` is that of one process.
 
-    `rows`, `tokens` and `lengths` of the pass that is the largest (its sequences, the longest of them, each; where rows are
-    padded the one with the most places, otherwise the one with the most tokens), in how many `passes` a batch goes through
-    the model at most, `labelled`: the most positions whose logits one pass computes (trained tokens where rows are joined,
-    otherwise rows x columns with a label), and `shared`: the tokens at the beginning that are the same in all rows and come
+    `rows`, `tokens` and `lengths` of the largest of either (its sequences, the longest of them, each; where rows are
+    padded the one with the most places, otherwise the one with the most tokens), `labelled`: the most positions whose logits
+    one of them computes (trained tokens where rows are joined, otherwise rows x columns with a label), `accumulate`: how many
+    passes a step has up to one of them, and `shared`: the tokens at the beginning that are the same in all rows and come
     before any label.
     """
     import numpy as np
 
     from tunesmith.data.batch import order_steps, width_of
 
-    labelled, passes, largest = 0, 1, [0]
+    largest, labelled = dict[bool, list[int]](), Counter[bool]()
+    accumulate, shared = Counter[bool](), _shared(rows)
     for epoch in range(epochs):
-        for step in order_steps(rows.lengths, batch, seed, epoch):
-            passes = max(passes, math.ceil(len(step) / batch.accumulate))
-            for numbers in step:
+        for step in order_steps(rows.lengths, team.batch(batch), seed, epoch):
+            for place, numbers in enumerate(step):
+                later = place >= team.processes
                 columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
                 for sequence in (sequence for number in numbers for sequence in rows.sequences(number)):
                     columns[: len(sequence.ids)] |= sequence.trained
                 trained = sum(rows.labels[number] for number in numbers)
-                labelled = max(labelled, trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each)
+                computed = trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each
+                labelled[later] = max(labelled[later], computed)
+                accumulate[later] = max(accumulate[later], place // team.processes + 1)
                 here = sorted(len(sequence.ids) for number in numbers for sequence in rows.sequences(number))
-                largest = max(largest, here, key=lambda it: (sum(it) if joined else len(it) * width_of(it), it[-1]))
-    return {
-        "rows": len(largest), "tokens": width_of(largest), "lengths": tuple(largest), "labelled": labelled, "shared": _shared(rows), "passes": passes,
-    }  # fmt: skip
+                size = lambda it: (sum(it) if joined else len(it) * width_of(it), it[-1])  # noqa: E731
+                largest[later] = max(largest.get(later, here), here, key=size)
+    return [
+        {
+            "rows": len(lengths), "tokens": width_of(lengths), "lengths": tuple(lengths), "labelled": labelled[later],
+            "accumulate": accumulate[later], "shared": shared,
+        }
+        for later, lengths in largest.items()
+    ]  # fmt: skip
 
 
 def _shared(rows: Rows) -> int:
