@@ -10,14 +10,16 @@ from tests.tiny import write_tiny_model
 from tunesmith import cli
 from tunesmith.core.config import load
 from tunesmith.core.examples import IGNORED
+from tunesmith.core.hardware import probe
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.models.head import CHUNK
 from tunesmith.models.joined import shared_tokens
 from tunesmith.models.load import find
 from tunesmith.models.shape import read_shape
+from tunesmith.planning.memory import heaviest
 from tunesmith.training.distributed import ALONE, Team
-from tunesmith.verbs.plan import PlanConfig, largest_passes, preview, wish_of
+from tunesmith.verbs.plan import PlanConfig, largest_passes, preview, wishes_of
 
 QWEN = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -117,7 +119,7 @@ def test_passes_that_begin_a_step_and_later_ones_are_known_apart(tmp_path, model
     assert later["accumulate"] == max(-(-len(step) // processes) for step in steps) > 1
 
 
-def test_the_pass_is_planned_that_takes_the_most(tmp_path, model):
+def test_the_pass_is_planned_that_takes_the_most(tmp_path, model, capsys):
     """The longest row stands alone in its step, others come later in theirs: gradients of full tuning weigh more than its length."""
     lines = [{"instruction": "ha", "output": "ha " * 9 * n} for n in (9, 13, 9)]
     (tmp_path / "rows.json").write_text(json.dumps(lines))
@@ -128,8 +130,26 @@ def test_the_pass_is_planned_that_takes_the_most(tmp_path, model):
     seed, first, later = next(it for it in tries if it[1]["tokens"] >= longest > it[2]["tokens"])
     words = {"model": "embedded", "dataset": {"path": [str(tmp_path)]}, "batch": batch.model_dump(), "seed": seed}
     for kind, wanted in (("lora", first), ("full", later)):
-        wish = wish_of(PlanConfig.model_validate({**words, "method": {"kind": kind}}), shape, made, "fp32")
+        wishes = wishes_of(PlanConfig.model_validate({**words, "method": {"kind": kind}}), shape, made, "fp32")
+        wish = heaviest(shape, wishes, probe())
         assert (wish.lengths, wish.accumulate) == (wanted["lengths"], wanted["accumulate"])
+    capsys.readouterr()
+    typed = [
+        "--dataset",
+        tmp_path / "a",
+        "--batch.rows",
+        1,
+        "--batch.accumulate",
+        2,
+        "--seed",
+        seed,
+        "--precision",
+        "fp32",
+    ]
+    for number, kind in enumerate(("lora", "full")):
+        plan(tmp_path / f"beside {number}", "embedded", *typed, "--calibration_seconds", 0, "--method.kind", kind)
+    beside = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("  lora fp32", "  full fp32"))]
+    assert sorted(beside[:2]) == sorted(beside[2:])  # whichever is wished, either has its own pass
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ counted with the activations because the backward pass holds them. Activations: 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -148,6 +149,11 @@ def predict(shape: Shape, wish: Wish, machine: Machine) -> Parts:
         overhead_bytes=LIBRARIES_BYTES[libraries] + work + scatter + doubled,
         overlap_bytes=gradients + activations + logits + doubled - peak,
     )  # fmt: skip
+
+
+def heaviest(shape: Shape, wishes: Iterable[Wish], machine: Machine) -> Wish:
+    """Of the wishes of several passes of one run that which takes the most. Raises UsageError as `trained_parameters` does."""
+    return max(wishes, key=lambda wish: predict(shape, wish, machine).total_bytes)
 
 
 def _batch(shape: Shape, wish: Wish, footprint: Footprint, device: str) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -94,6 +95,7 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     from tunesmith.core.hardware import probe
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
+    from tunesmith.planning.memory import heaviest
     from tunesmith.planning.table import compare_lines, plan_lines
     from tunesmith.verbs.train import choose_precision
 
@@ -103,7 +105,8 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     machine, source = probe(), _config_of(config.model)
     shape = read_shape(source)
     folder = _dataset(config, source, run) if config.dataset else None
-    wish = wish_of(config, shape, Rows(folder, "train") if folder else None, choose_precision(config))
+    wishes = wishes_of(config, shape, Rows(folder, "train") if folder else None, choose_precision(config))
+    wish = heaviest(shape, wishes, machine)
     plan, _, reasons = plan_devices(shape, wish, config.devices)
     is_one = config.devices.kind == "one"
     if folder and plan.fits and is_one:
@@ -114,7 +117,7 @@ def run(config: PlanConfig, run: Run) -> MemoryPlan:
     if not is_one:
         return plan
     run.say("side by side")
-    for line in compare_lines(_alternatives(shape, wish, machine)):
+    for line in compare_lines(_alternatives(shape, wishes, machine)):
         run.say(line)
     return plan
 
@@ -159,14 +162,14 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
     return of_kind(config, made).dataset
 
 
-def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp32", "bf16"]) -> Wish:
-    """What a run takes memory for; `config` is train's or plan's. Without rows each has as many tokens as the cutoff.
+def wishes_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp32", "bf16"]) -> list[Wish]:
+    """What the passes of a run take memory for, of which the heaviest counts; `config` is train's or plan's.
 
-    Raises ModelError for a reward model that is none.
+    Without rows each has as many tokens as the cutoff. Raises ModelError for a reward model that is none.
     """
     from tunesmith.core.hardware import probe
     from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish, predict
+    from tunesmith.planning.memory import Wish
 
     objective, each = config.objective, rows.each if rows else 1
     if not rows and set(objective.ROWS) <= {"preference", "feedback"}:
@@ -184,7 +187,7 @@ def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp
         passes = [one | drawn for one in passes]
     if objective.kind == "reward":
         passes = [{**one, "labelled": 0} for one in passes]  # its head gives one number, and no words
-    wishes = [
+    return [
         Wish(
             model=config.model, method=config.method, precision=precision,
             each=each, step_rows=batch.rows * batch.accumulate, limit_bytes=config.memory.limit_bytes,
@@ -193,7 +196,6 @@ def wish_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp
         )
         for one in passes
     ]  # fmt: skip
-    return max(wishes, key=lambda wish: predict(shape, wish, probe()).total_bytes)
 
 
 def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
@@ -258,14 +260,17 @@ def _shared(rows: Rows) -> int:
     return max(0, shared - 1)
 
 
-def _alternatives(shape: Shape, wish: Wish, machine: Machine) -> list[MemoryPlan]:
+def _alternatives(shape: Shape, wishes: Sequence[Wish], machine: Machine) -> list[MemoryPlan]:
     """The wished method with its own options, then the others, in both precisions."""
-    from tunesmith.planning.memory import plan_memory
+    from tunesmith.planning.memory import heaviest, plan_memory
 
-    others: list[Method] = [method for method in BESIDE if method.kind != wish.method.kind]
+    wished = wishes[0].method
+    others: list[Method] = [method for method in BESIDE if method.kind != wished.kind]
     return [
-        plan_memory(shape, replace(wish, method=method, precision=precision), machine)
-        for method in (wish.method, *others)
+        plan_memory(
+            shape, heaviest(shape, [replace(it, method=method, precision=precision) for it in wishes], machine), machine
+        )
+        for method in (wished, *others)
         for precision in ("fp32", "bf16")
     ]
 

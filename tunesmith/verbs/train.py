@@ -267,13 +267,15 @@ def _plan(
 def _planned(
     config: TrainConfig, found: Found, dataset: Dataset, precision: Literal["fp32", "bf16"]
 ) -> tuple[MemoryPlan, DevicesConfig, list[str]]:
+    from tunesmith.core.hardware import probe
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
-    from tunesmith.verbs.plan import wish_of
+    from tunesmith.planning.memory import heaviest
+    from tunesmith.verbs.plan import wishes_of
 
     shape = read_shape(found.base)
-    wish = wish_of(config, shape, Rows(dataset.dataset, "train"), precision)
-    return plan_devices(shape, wish, config.devices)
+    wishes = wishes_of(config, shape, Rows(dataset.dataset, "train"), precision)
+    return plan_devices(shape, heaviest(shape, wishes, probe()), config.devices)
 
 
 def _finish(config: TrainConfig, run: Run, outcome: Any, ready: Ready, team: Team) -> Training:
