@@ -19,7 +19,8 @@ from tunesmith.models.load import find
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.memory import heaviest
 from tunesmith.training.distributed import ALONE, Team
-from tunesmith.verbs.plan import PlanConfig, largest_passes, preview, wishes_of
+from tunesmith.training.passes import largest_passes, wishes_of
+from tunesmith.verbs.plan import PlanConfig, preview
 
 QWEN = {
     "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
@@ -137,14 +138,7 @@ def test_the_pass_is_planned_that_takes_the_most(tmp_path, model, capsys):
     typed = [
         "--dataset",
         tmp_path / "a",
-        "--batch.rows",
-        1,
-        "--batch.accumulate",
-        2,
-        "--seed",
-        seed,
-        "--precision",
-        "fp32",
+        *f"--batch.rows 1 --batch.accumulate 2 --seed {seed} --precision fp32".split(),
     ]
     for number, kind in enumerate(("lora", "full")):
         plan(tmp_path / f"beside {number}", "embedded", *typed, "--calibration_seconds", 0, "--method.kind", kind)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,9 +14,9 @@ from tunesmith.data.batch import BatchConfig
 from tunesmith.data.source import Source
 from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
-from tunesmith.training.distributed import DevicesConfig, Team, check_companions, plan_devices
+from tunesmith.training.distributed import DevicesConfig, check_companions, plan_devices
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
-from tunesmith.training.passes import batch_of
+from tunesmith.training.passes import batch_of, wishes_of
 from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
@@ -160,104 +158,6 @@ def _dataset(config: PlanConfig, source: Path, run: Run) -> Path:
         config.dataset, tokenizer, run.folder / "dataset", cutoff=config.cutoff, split=split, said=run.say
     )
     return of_kind(config, made).dataset
-
-
-def wishes_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp32", "bf16"]) -> list[Wish]:
-    """What the passes of a run take memory for, of which the heaviest counts; `config` is train's or plan's.
-
-    Without rows each has as many tokens as the cutoff. Raises ModelError for a reward model that is none.
-    """
-    from tunesmith.core.hardware import probe
-    from tunesmith.planning.activations import joins
-    from tunesmith.planning.memory import Wish
-
-    objective, each = config.objective, rows.each if rows else 1
-    if not rows and set(objective.ROWS) <= {"preference", "feedback"}:
-        each = 2
-    batch = batch_of(config, probe().device, each)
-    if rows:
-        team = Team(processes=config.devices.total)
-        passes = largest_passes(rows, batch, team, config.seed, joined=joins(shape, config.method.footprint(shape)))
-    else:
-        at_once = min(batch.rows, max(1, (batch.tokens or config.cutoff * batch.rows) // config.cutoff))
-        often = batch.accumulate * math.ceil(batch.rows / at_once)
-        passes = [{"tokens": config.cutoff, "rows": at_once * each, "accumulate": often}]
-    if isinstance(objective, Ppo | Grpo):
-        drawn = _drawn(objective, max(rows.lengths) if rows else config.cutoff, batch.rows, precision)
-        passes = [one | drawn for one in passes]
-    if objective.kind == "reward":
-        passes = [{**one, "labelled": 0} for one in passes]  # its head gives one number, and no words
-    return [
-        Wish(
-            model=config.model, method=config.method, precision=precision,
-            each=each, step_rows=batch.rows * batch.accumulate, limit_bytes=config.memory.limit_bytes,
-            checkpointing={"on": True, "off": False, "auto": "auto"}[config.memory.checkpointing],
-            optimizer=config.optimizer.kind, **one,
-        )
-        for one in passes
-    ]  # fmt: skip
-
-
-def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:
-    """What a Wish needs to know of answers that are drawn behind prompts of at most `prompt` tokens, and scored."""
-    from tunesmith.training.rewards import held_bytes
-
-    return {
-        "rows": rows, "tokens": prompt + objective.answer_tokens, "lengths": (), "labelled": rows * objective.answer_tokens,
-        "reward_bytes": held_bytes(objective.reward, precision), "has_critic": objective.has_critic,
-    }  # fmt: skip
-
-
-def largest_passes(
-    rows: Rows, batch: BatchConfig, team: Team, seed: int, *, joined: bool = True, epochs: int = 3
-) -> list[dict[str, Any]]:
-    """What a Wish needs to know of passes in the first epochs: of those that begin a step, and of those that come later in
-    one, through which a process holds the gradients of the passes before. `batch` is that of one process.
-
-    `rows`, `tokens` and `lengths` of the largest of either (its sequences, the longest of them, each; where rows are
-    padded the one with the most places, otherwise the one with the most tokens), `labelled`: the most positions whose logits
-    one of them computes (trained tokens where rows are joined, otherwise rows x columns with a label), `accumulate`: how many
-    passes a step has up to one of them, and `shared`: the tokens at the beginning that are the same in all rows and come
-    before any label.
-    """
-    import numpy as np
-
-    from tunesmith.data.batch import order_steps, width_of
-
-    largest, labelled = dict[bool, list[int]](), Counter[bool]()
-    accumulate, shared = Counter[bool](), _shared(rows)
-    for epoch in range(epochs):
-        for step in order_steps(rows.lengths, team.batch(batch), seed, epoch):
-            for place, numbers in enumerate(step):
-                later = place >= team.processes
-                columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
-                for sequence in (sequence for number in numbers for sequence in rows.sequences(number)):
-                    columns[: len(sequence.ids)] |= sequence.trained
-                trained = sum(rows.labels[number] for number in numbers)
-                computed = trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each
-                labelled[later] = max(labelled[later], computed)
-                accumulate[later] = max(accumulate[later], place // team.processes + 1)
-                here = sorted(len(sequence.ids) for number in numbers for sequence in rows.sequences(number))
-                size = lambda it: (sum(it) if joined else len(it) * width_of(it), it[-1])  # noqa: E731
-                largest[later] = max(largest.get(later, here), here, key=size)
-    return [
-        {
-            "rows": len(lengths), "tokens": width_of(lengths), "lengths": tuple(lengths), "labelled": labelled[later],
-            "accumulate": accumulate[later], "shared": shared,
-        }
-        for later, lengths in largest.items()
-    ]  # fmt: skip
-
-
-def _shared(rows: Rows) -> int:
-    """Tokens with which all rows begin, one less than where they differ or a label stands (as models/joined.py has it)."""
-    import numpy as np
-
-    first, shared = rows[0], min(len(row.ids) for row in rows)
-    for row in rows:
-        differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
-        shared = int(np.argmax(differs)) if differs.any() else shared
-    return max(0, shared - 1)
 
 
 def _alternatives(shape: Shape, wishes: Sequence[Wish], machine: Machine) -> list[MemoryPlan]:

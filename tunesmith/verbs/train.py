@@ -271,7 +271,7 @@ def _planned(
     from tunesmith.data.dataset import Rows
     from tunesmith.models.shape import read_shape
     from tunesmith.planning.memory import heaviest
-    from tunesmith.verbs.plan import wishes_of
+    from tunesmith.training.passes import wishes_of
 
     shape = read_shape(found.base)
     wishes = wishes_of(config, shape, Rows(dataset.dataset, "train"), precision)
