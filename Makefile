@@ -16,7 +16,7 @@ help:
 	@echo "make test        run the tests"
 	@echo "make check       format, lint, types, import floors, house rules, fast tests"
 	@echo "make docs        write the generated reference pages"
-	@echo "make benchmark   run the same jobs with LLaMA-Factory and TRL (hours, an idle machine)"
+	@echo "make benchmark   run the same jobs with LLaMA-Factory and TRL (hours, an idle machine; RACE=\"--rounds 1 --jobs lora\" for less)"
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -60,7 +60,7 @@ $(RIVAL)/.done:
 	@touch $@
 
 benchmark: setup $(RIVAL)/.done
-	$(BIN)/python benchmarks/race.py
+	$(BIN)/python benchmarks/race.py $(RACE)
 
 clean:
 	rm -rf $(VENV) .rivals runs

@@ -1,12 +1,13 @@
 """The same rows, the same trained parameters, the same held-out rows: Tunesmith, LLaMA-Factory and TRL in turns.
 
-    make benchmark                       # builds LLaMA-Factory's environment in .rivals/, then runs every job
-    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,target,...] [--out FILE]
+    make benchmark [RACE="--rounds 1 --jobs lora --rows 64"]    # builds LLaMA-Factory's environment in .rivals/ before
+    python benchmarks/race.py [--rounds 5] [--rows 256] [--jobs lora,target,...] [--data FILE] [--out FILE]
 
 Every contender is a process of its own, from start to its saved weights; one after the other, in another order each round.
-Held-out losses are computed by one and the same code from the saved weights. Writes benchmarks/results/race.json, from
-it docs/speed.md and its chart, and goes on there: rounds that the file holds count, each with its revision and compared
-only within itself. Needs ../shared/data and an idle machine; a round of all jobs takes two hours on two cores.
+Held-out losses are computed by one and the same code from the saved weights. Writes runs/race/race.json, beside it a page
+and a chart, and goes on there: rounds that the file holds count, each with its revision and compared only within itself.
+With --out benchmarks/results/race.json these are docs/speed.md and its chart. Needs rows (--data: a JSON list of
+instruction, input and output) and an idle machine; a round of all jobs takes two hours on two cores.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from report import write
+from report import RESULTS, write, write_beside
 
 ROOT = Path(__file__).resolve().parents[1]
 RIVALS = ROOT / ".rivals"
-RESULTS = ROOT / "benchmarks" / "results" / "race.json"
+PUBLISHED = RESULTS / "race.json"
 DATA = ROOT.parent / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
 HELD_OUT, CUTOFF, RANK, ALPHA = 64, 512, 8, 16
 
@@ -71,9 +72,19 @@ class Course:
         return None if self.last_layers is None else list(range(count - self.last_layers, count))
 
 
-def write_rows(folder: Path, count: int) -> None:
-    """The set's first rows for training and the next for the held-out loss, in the layouts of all programs."""
-    rows = json.loads(DATA.read_text(encoding="utf-8"))[: count + HELD_OUT]
+def read_rows(data: Path, count: int) -> list[dict[str, str]]:
+    """Rows for training and for the held-out loss. Ends with one line where there are too few."""
+    if not data.is_file():
+        raise SystemExit(f"{data}: no such file. Give --data, a JSON list of instruction, input and output")
+    rows = json.loads(data.read_text(encoding="utf-8"))
+    if len(rows) < count + HELD_OUT:
+        raise SystemExit(f"{data}: {len(rows)} rows, of which {HELD_OUT} are held out. Got --rows {count}. Give fewer")
+    return rows[: count + HELD_OUT]
+
+
+def write_rows(folder: Path, rows: list[dict[str, str]]) -> None:
+    """The set's first rows for training and the last for the held-out loss, in the layouts of all programs."""
+    count = len(rows) - HELD_OUT
     for name, part in (("train", rows[:count]), ("held_out", rows[count:])):
         (folder / f"{name}.json").write_text(json.dumps(part, ensure_ascii=False), encoding="utf-8")
         (folder / f"{name}.jsonl").write_text("\n".join(json.dumps(as_turns(row)) for row in part), encoding="utf-8")
@@ -268,14 +279,14 @@ def prepare(course: Course) -> None:
     (course.folder / "facts.json").write_text(json.dumps(facts))
 
 
-def one_round(job: str, number: int, rows: int) -> dict[str, dict[str, float]]:
+def one_round(job: str, number: int, rows: list[dict[str, str]]) -> dict[str, dict[str, float]]:
     """All contenders of a job, one after the other, in another order each round."""
     from tunesmith.models.load import find
 
     with tempfile.TemporaryDirectory() as work:
         folder, found = Path(work), {}
         write_rows(folder, rows)
-        course, all_of_them = contenders(job, folder, find("embedded").base, rows)
+        course, all_of_them = contenders(job, folder, find("embedded").base, len(rows) - HELD_OUT)
         apart(prepare, course)
         random.Random(number).shuffle(all_of_them)
         for contender in all_of_them:
@@ -297,22 +308,32 @@ def main() -> None:
     wish.add_argument("--rounds", type=int, default=5)
     wish.add_argument("--rows", type=int, default=256)
     wish.add_argument("--jobs", default=",".join(JOBS))
-    wish.add_argument("--out", type=Path, default=RESULTS)
+    wish.add_argument("--data", type=Path, default=DATA)
+    wish.add_argument("--out", type=Path, default=ROOT / "runs" / "race" / "race.json")
     wish = wish.parse_args()
-    found = json.loads(wish.out.read_text()) if wish.out.is_file() else {}
+    jobs, of = wish.jobs.split(","), {"data": wish.data.name, "rows": wish.rows}
+    if unknown := set(jobs) - set(JOBS):
+        raise SystemExit(f"--jobs: unknown. Got {', '.join(sorted(unknown))}. Choose from {', '.join(JOBS)}")
+    found, rows = json.loads(wish.out.read_text()) if wish.out.is_file() else {}, read_rows(wish.data, wish.rows)
     revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, text=True).strip()
-    for job in wish.jobs.split(","):
+    for job in jobs:
         rounds = found.get(job, {}).get("rounds", [])
-        if rounds and found[job]["rows"] != wish.rows:
-            raise SystemExit(f"{wish.out}: holds rounds of {found[job]['rows']} rows. Give another --out")
+        held = {name: found[job][name] for name in of} if rounds else of
+        if held != of:
+            raise SystemExit(f"{wish.out}: holds rounds of {job} with {held}. Got {of}. Give another --out")
+        if len(rounds) >= wish.rounds:
+            print(f"{wish.out}: has {len(rounds)} rounds of {job} already", flush=True)
         for number in range(len(rounds), wish.rounds):
-            rounds.append({"revision": revision, "contenders": one_round(job, number, wish.rows)})
+            rounds.append({"revision": revision, "contenders": one_round(job, number, rows)})
             names = [name for name in rounds[0]["contenders"] if name != "tunesmith"]
             beside = {name: ratios([each["contenders"] for each in rounds], name) for name in names}
-            found[job] = {"rows": wish.rows, "ratios": beside, "rounds": rounds}
+            found[job] = {**of, "ratios": beside, "rounds": rounds}
+            wish.out.parent.mkdir(parents=True, exist_ok=True)
             wish.out.write_text(json.dumps(found, indent=1) + "\n")
-            if wish.out == RESULTS:
+            if wish.out.resolve() == PUBLISHED:
                 write()
+            else:
+                write_beside(wish.out, found)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ WHOLE = {
     "en": ["run", "steps, s: planned", "taken", "peak, GiB: planned", "measured"],
     "zh": ["运行", "各步，秒：预测", "实际", "峰值，GiB：预测", "实测"],
 }
+RACE = {"en": "Tunesmith beside LLaMA-Factory and TRL", "zh": "Tunesmith 与 LLaMA-Factory、TRL 对比"}
 ROUNDS = {"en": "Rounds: {}, of revisions {}.", "zh": "轮数：{}，版本 {}。"}
 
 
@@ -61,7 +62,15 @@ def write() -> None:
             _, after = rest.split(f"<!-- {name} ends -->\n")
             text = f"{before}<!-- {name} -->\n{made(found, language)}<!-- {name} ends -->\n{after}"
             path.write_text(text, encoding="utf-8")
-    draw(results("race"))
+    draw(results("race"), ROOT / "docs" / "race.svg")
+
+
+def write_beside(path: Path, found: dict[str, Any]) -> None:
+    """Tables and chart of a race beside the file of its results, `path`."""
+    for language, suffix in (("en", ".md"), ("zh", ".zh.md")):
+        text = f"# {RACE[language]}\n\n![]({path.stem}.svg)\n\n{race(found, language)}"
+        path.with_suffix(suffix).write_text(text, encoding="utf-8")
+    draw(found, path.with_suffix(".svg"))
 
 
 def results(name: str) -> Any:
@@ -135,7 +144,7 @@ def job_table(name: str, job: dict[str, Any], language: str) -> str:
     return f"### {JOBS[name][language]}\n\n{grid(HEADS[language], lines, 8)}\n{rounds}\n"
 
 
-def draw(found: dict[str, Any]) -> None:
+def draw(found: dict[str, Any], path: Path) -> None:
     """Bars of the whole time and of the peak, a row of panels for every job; dots are single rounds."""
     import matplotlib as mpl
 
@@ -164,7 +173,8 @@ def draw(found: dict[str, Any]) -> None:
         panels[0].set_title(JOBS[job]["en"], fontsize=9, loc="left")
         panels[0].set_xlabel("seconds from start to saved weights", fontsize=8)
         panels[1].set_xlabel("peak memory, GiB", fontsize=8)
-    figure.savefig(ROOT / "docs" / "race.svg", metadata={"Date": None})
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
 
 
 TABLES: dict[str, tuple[str, Callable[[Any, str], str]]] = {

@@ -9,16 +9,14 @@ import pytest
 from tests.tiny import write_tiny_model
 from tunesmith import cli
 from tunesmith.core.config import load
-from tunesmith.core.examples import IGNORED
 from tunesmith.core.hardware import probe
-from tunesmith.data.batch import BatchConfig, collate, order_steps
+from tunesmith.data.batch import BatchConfig
 from tunesmith.data.dataset import Rows
 from tunesmith.models.head import CHUNK
-from tunesmith.models.joined import shared_tokens
 from tunesmith.models.load import find
 from tunesmith.models.shape import read_shape
 from tunesmith.planning.memory import heaviest
-from tunesmith.training.distributed import ALONE, Team
+from tunesmith.training.distributed import ALONE
 from tunesmith.training.passes import largest_passes, wishes_of
 from tunesmith.verbs.plan import PlanConfig, preview
 
@@ -44,11 +42,6 @@ def rows(tmp_path):
 def plan(out, *words: object) -> dict:
     assert cli.main(["plan", *map(str, words), "--out", str(out)]) == 0
     return json.loads((out / "result.json").read_text())
-
-
-def logits_of(rows: Rows, numbers: list[int]) -> int:
-    """Positions for which models/head.py computes logits: the labelled ones."""
-    return int((collate(rows, numbers, 0)["labels"][:, 1:] != IGNORED).sum())
 
 
 def test_a_config_without_weights_is_enough(tmp_path, capsys):
@@ -89,35 +82,9 @@ def test_rows_give_the_longest_batch_and_the_time_of_an_epoch(tmp_path, model, r
     longest = plan(tmp_path / "c", model, "--batch.rows", 4, "--precision", "fp32", "--cutoff", 2048)
     assert longest["activations_bytes"] > made["activations_bytes"]
     prepared_rows = Rows(tmp_path / "a" / "dataset", "train")
-    (largest,) = largest_passes(prepared_rows, BatchConfig(rows=4), ALONE, 42)
-    positions = largest["labelled"]
-    assert largest["tokens"] == max(len(row.ids) for row in prepared_rows)
-    assert positions == max(
-        logits_of(prepared_rows, numbers)
-        for epoch in range(3)
-        for step in order_steps(prepared_rows.lengths, BatchConfig(rows=4), 42, epoch)
-        for numbers in step
-    )
-    together = collate(prepared_rows, range(len(prepared_rows)), 0)
-    assert largest["shared"] == shared_tokens(together) > 10
+    largest = largest_passes(prepared_rows, BatchConfig(rows=4), ALONE, 42)
     vocabulary = json.loads((model / "config.json").read_text())["vocab_size"]
-    assert made["logits_bytes"] == 4 * min(positions, CHUNK) * vocabulary
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_passes_that_begin_a_step_and_later_ones_are_known_apart(tmp_path, model, rows, processes):
-    """While the later ones run, a process holds gradients."""
-    plan(tmp_path / "a", model, "--dataset", rows, "--batch.rows", 4, "--calibration_seconds", 0)
-    made, batch, team = Rows(tmp_path / "a" / "dataset", "train"), BatchConfig(rows=4, tokens=200), Team(0, processes)
-    steps = [step for epoch in range(3) for step in order_steps(made.lengths, team.batch(batch), 42, epoch)]
-    size = lambda numbers: sum(made.lengths[number] for number in numbers)  # noqa: E731
-    first, later = largest_passes(made, batch, team, 42)
-    for found, of in ((first, [s[:processes] for s in steps]), (later, [s[processes:] for s in steps])):
-        passes = [numbers for step in of for numbers in step]
-        assert sum(found["lengths"]) == max(map(size, passes))
-        assert found["labelled"] == max(logits_of(made, numbers) for numbers in passes)
-    assert first["accumulate"] == 1
-    assert later["accumulate"] == max(-(-len(step) // processes) for step in steps) > 1
+    assert made["logits_bytes"] == 4 * min(largest[0]["labelled"], CHUNK) * vocabulary
 
 
 def test_the_pass_is_planned_that_takes_the_most(tmp_path, model, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from tunesmith.core.errors import UsageError
@@ -88,8 +89,9 @@ def largest_passes(
     """What a Wish needs to know of passes in the first epochs: of those that begin a step, and of those that come later in
     one, through which a process holds the gradients of the passes before. `batch` is that of one process.
 
-    `rows`, `tokens` and `lengths` of the largest of either (its sequences, the longest of them, each; where rows are
-    padded the one with the most places, otherwise the one with the most tokens), `labelled`: the most positions whose logits
+    `rows`, `tokens` and `lengths` of the largest of either (its sequences, the longest of them, each): where rows are padded
+    the one with the most places, otherwise the one with the most tokens and the one with the most where the beginning that
+    all rows share counts once, if it is worth sharing. For all of a kind alike `labelled`: the most positions whose logits
     one of them computes (trained tokens where rows are joined, otherwise rows x columns with a label), `accumulate`: how many
     passes a step has up to one of them, and `shared`: the tokens at the beginning that are the same in all rows and come
     before any label.
@@ -97,9 +99,15 @@ def largest_passes(
     import numpy as np
 
     from tunesmith.data.batch import order_steps, width_of
+    from tunesmith.models.head import is_worth_sharing
 
-    largest, labelled = dict[bool, list[int]](), Counter[bool]()
-    accumulate, shared = Counter[bool](), _shared(rows)
+    def size(left_out: int, lengths: tuple[int, ...]) -> tuple[int, int]:
+        tokens = sum(lengths) if joined else len(lengths) * width_of(lengths)
+        return tokens - left_out * len(lengths), lengths[-1]
+
+    shared, largest = _shared(rows), dict[tuple[bool, int], tuple[int, ...]]()
+    labelled, accumulate = Counter[bool](), Counter[bool]()
+    ways = [0, shared] if joined and is_worth_sharing(shared, min(rows.lengths)) else [0]
     for epoch in range(epochs):
         for step in order_steps(rows.lengths, team.batch(batch), seed, epoch):
             for place, numbers in enumerate(step):
@@ -111,15 +119,16 @@ def largest_passes(
                 computed = trained if joined else int(columns[1:].sum()) * len(numbers) * rows.each
                 labelled[later] = max(labelled[later], computed)
                 accumulate[later] = max(accumulate[later], place // team.processes + 1)
-                here = sorted(len(sequence.ids) for number in numbers for sequence in rows.sequences(number))
-                size = lambda it: (sum(it) if joined else len(it) * width_of(it), it[-1])  # noqa: E731
-                largest[later] = max(largest.get(later, here), here, key=size)
+                here = tuple(sorted(len(sequence.ids) for number in numbers for sequence in rows.sequences(number)))
+                for left_out in ways:
+                    known = largest.get((later, left_out), here)
+                    largest[later, left_out] = max(known, here, key=partial(size, left_out))
     return [
         {
-            "rows": len(lengths), "tokens": width_of(lengths), "lengths": tuple(lengths), "labelled": labelled[later],
+            "rows": len(lengths), "tokens": width_of(lengths), "lengths": lengths, "labelled": labelled[later],
             "accumulate": accumulate[later], "shared": shared,
         }
-        for later, lengths in largest.items()
+        for later, lengths in dict.fromkeys((later, lengths) for (later, _), lengths in largest.items())
     ]  # fmt: skip
 
 
