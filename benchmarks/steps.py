@@ -1,8 +1,8 @@
 """Real training steps in one setting beside others: speed and peak memory (decisions 005 and 008).
 
-python benchmarks/steps.py [rounds]         # alternating, each run in its own process; writes benchmarks/results/steps.json
+python benchmarks/steps.py [rounds] [setting ...]   # alternating, each run in its own process; writes benchmarks/results/steps.json
 
-Needs ../shared/data and an idle machine.
+With settings named only those are measured, and take the place of what was known of them. Needs ../shared/data and an idle machine.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "steps.json"
 DATA = HERE.parents[1] / "shared" / "data" / "llamafactory" / "alpaca_en_demo.json"
+KETTLE = HERE.parent / "examples" / "kettle" / "en"
 LEAN = {
     "method": {"kind": "lora", "rank": 8, "alpha": 16},
     "lean": True,
@@ -28,7 +29,10 @@ LEAN = {
     "kernels": None,
     "compiled": False,
     "fused": False,
+    "data": "alpaca",
+    "once": True,
 }
+LONG = {**LEAN, "data": "kettle"}
 FREEZE = {**LEAN, "method": {"kind": "freeze", "layers": 4}}
 SETTINGS: dict[str, dict[str, Any]] = {
     "as train does it": LEAN,
@@ -48,7 +52,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "freeze": FREEZE,
     "freeze, attention by the fused kernel": {**FREEZE, "fused": True},
     "freeze, code of 1024 shapes kept": {**FREEZE, "kernels": 1024},
+    "a long system message": LONG,
+    "a long system message, counted in every row": {**LONG, "once": False},
 }
+PAGE, CHARACTERS = "15-returns.md", 1400
 ROWS, BATCH, CUTOFF, STEPS, WARM = 256, 8, 512, 16, 2
 
 
@@ -89,9 +96,8 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     model, optimizer = accelerator.prepare(model, make_optimizer(model, wish, method.rate_factor))
     model.train()
     tokens, seconds, before, loss = 0, 0.0, 0.0, 0.0
-    for number, step in enumerate(
-        order_steps(rows.lengths, BatchConfig(rows=BATCH, tokens=setting["tokens"]), 0, 0)[:STEPS]
-    ):
+    batch, shared = BatchConfig(rows=BATCH, tokens=setting["tokens"]), rows.shared if setting["once"] else 0
+    for number, step in enumerate(order_steps(rows.lengths, batch, 0, 0, shared)[:STEPS]):
         started = time.perf_counter()
         passes = [collate(rows, numbers, 2) for numbers in step]
         labels = sum(int((tensors["labels"] != -100).sum()) for tensors in passes)
@@ -116,13 +122,26 @@ def measure(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     }
 
 
-def prepare(folder: Path) -> Path:
-    """The set's first rows as a Dataset."""
+def alpaca() -> list[dict[str, str]]:
+    """The set's first rows."""
+    return json.loads(DATA.read_text(encoding="utf-8"))[:ROWS]
+
+
+def kettle() -> list[dict[str, str]]:
+    """Short rows of the example, each under the same paragraphs of the handbook."""
+    page = (KETTLE / "handbook" / PAGE).read_text(encoding="utf-8")
+    page = page[: page.rindex("\n## ", 0, CHARACTERS)]
+    lines = (KETTLE / "train.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
+    return [{**json.loads(line), "system": page} for line in lines]
+
+
+def prepare(folder: Path, rows: list[dict[str, str]]) -> Path:
+    """The rows as a Dataset."""
     import tunesmith
 
-    rows = folder / "rows.json"
-    rows.write_text(json.dumps(json.loads(DATA.read_text(encoding="utf-8"))[:ROWS]), encoding="utf-8")
-    source = {"path": str(rows), "max_lost": 1}
+    folder.mkdir()
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    source = {"path": str(folder / "rows.json"), "max_lost": 1}
     return tunesmith.prepare(model="embedded", dataset=source, cutoff=CUTOFF, share=0, out=folder / "run").dataset
 
 
@@ -131,12 +150,18 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--one"]:
         print(json.dumps(measure(SETTINGS[words[1]], Path(words[2]))))
         return
-    runs, start = [], dict(os.environ)  # preparing sets what every run is to set for itself
+    start, names = dict(os.environ), words[1:] or sorted(SETTINGS)  # preparing sets what every run is to set for itself
+    if unknown := set(names) - set(SETTINGS):
+        sys.exit(f"settings: unknown. Got {', '.join(sorted(unknown))}. Choose from {'; '.join(SETTINGS)}")
+    known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else []
+    runs = [run for run in known if run["setting"] not in names]
     with tempfile.TemporaryDirectory() as folder:
-        dataset = prepare(Path(folder))
+        made = {
+            name: prepare(Path(folder) / name, rows()) for name, rows in {"alpaca": alpaca, "kettle": kettle}.items()
+        }
         for number in range(int(words[0]) if words else 3):
-            for name in random.Random(number).sample(sorted(SETTINGS), len(SETTINGS)):
-                child = [sys.executable, __file__, "--one", name, str(dataset)]
+            for name in random.Random(number).sample(names, len(names)):
+                child = [sys.executable, __file__, "--one", name, str(made[SETTINGS[name]["data"]])]
                 done = subprocess.run(child, capture_output=True, text=True, check=False, env=start)
                 if done.returncode:
                     sys.exit(done.stderr)

@@ -178,7 +178,9 @@ def same_order(monkeypatch: Any) -> None:
     from tunesmith.training import loop
 
     real = loop.order_steps
-    monkeypatch.setattr(loop, "order_steps", lambda lengths, batch, seed, epoch: real(lengths, batch, seed, 0))
+    monkeypatch.setattr(
+        loop, "order_steps", lambda lengths, batch, seed, _, shared: real(lengths, batch, seed, 0, shared)
+    )
 
 
 def uphill(monkeypatch: Any) -> None:

@@ -51,6 +51,14 @@ def test_passes_keep_to_their_tokens_and_the_rows_of_a_step(limit):
     assert all(len(step) <= 2 * least for step, least in zip(cut, fewest, strict=True) if limit >= 300)
 
 
+def test_the_beginning_that_all_rows_share_counts_once_in_a_pass():
+    lengths, batch = [310, 320, 330, 340], BatchConfig(rows=4, tokens=400)
+    assert order_steps(lengths, batch, 1, 0, shared=300) == [[[0, 1, 2, 3]]]
+    assert order_steps([*lengths[:3], 341], batch, 1, 0, shared=300) == [[[0, 1, 2], [3]]]
+    assert order_steps(lengths, batch, 1, 0) == [[[0], [1], [2], [3]]]
+    assert order_steps(lengths, batch.model_copy(update={"tokens": 200}), 1, 0, shared=300) == [[[0], [1], [2], [3]]]
+
+
 @pytest.mark.parametrize("limit", [None, 300])
 def test_the_first_step_of_all_has_the_largest_batch(limit):
     for seed in range(5):

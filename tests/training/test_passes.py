@@ -6,16 +6,21 @@ import json
 
 import pytest
 
+from tunesmith import verbs
+from tunesmith.core.config import load
 from tunesmith.core.examples import IGNORED
 from tunesmith.data.batch import BatchConfig, collate, order_steps
 from tunesmith.data.dataset import Rows
 from tunesmith.data.prepare import Split, write_dataset
 from tunesmith.data.source import Source
+from tunesmith.models import head
 from tunesmith.models.joined import shared_tokens
+from tunesmith.models.load import find
+from tunesmith.models.shape import read_shape
 from tunesmith.training.distributed import ALONE, Team
-from tunesmith.training.passes import largest_passes
+from tunesmith.training.passes import EPOCHS, largest_passes, shared_once
 
-SEED, EPOCHS = 42, 3
+SEED = 42
 
 
 @pytest.fixture
@@ -71,9 +76,9 @@ def test_the_beginning_that_all_rows_share_is_known(rows):
 
 def test_a_pass_of_few_long_rows_is_known_beside_one_of_many_that_share_their_beginning(prepare):
     """Many short rows have more tokens than a few long ones until what a long system message has in all of them counts once."""
-    texts = [5 * n for n in range(1, 9)] * 4
+    texts = [2] * 16 + [120] * 16
     rows = prepare({"instruction": f"ha {n}", "output": "ha " * n, "system": "be brief " * 20} for n in texts)
-    batch = BatchConfig(rows=8, tokens=1400)
+    batch = BatchConfig(rows=8, tokens=8 * min(rows.lengths), group_by_length=True)
     largest = largest_passes(rows, batch, ALONE, SEED)
     own = lambda lengths: sum(lengths) - (len(lengths) - 1) * largest[0]["shared"]  # noqa: E731
     differs = []
@@ -84,3 +89,27 @@ def test_a_pass_of_few_long_rows_is_known_beside_one_of_many_that_share_their_be
         assert max(map(own, found)) == max(map(own, lengths))
         differs.append(own(max(lengths, key=sum)) < max(map(own, lengths)))
     assert any(differs)
+
+
+@pytest.mark.parametrize(
+    ("wish", "is_once"),
+    [
+        ({}, True),
+        ({"method.kind": "freeze", "method.layers": 1}, True),
+        ({"method.dropout": 0.1}, False),
+        ({"method.targets": ["q_proj", "lm_head"]}, False),
+        ({"method.kind": "prefix"}, False),
+        ({"objective.neftune_alpha": 5}, False),
+    ],
+    ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else "",
+)
+def test_what_counts_once_is_what_the_model_computes_once(rows, tiny_model, monkeypatch, wish, is_once):
+    document = {"model": str(tiny_model), "dataset": {"path": ["rows.jsonl"]}}
+    config = load(verbs.config_class("train"), document, list(wish.items()))
+    seen, real = [], head.join
+    monkeypatch.setattr(head, "join", lambda whole, shared, heads: seen.append(shared) or real(whole, shared, heads))
+    model = config.method.put(config.method.load(find(str(tiny_model)), "fp32")).train()
+    config.objective.loss(model, collate(rows, range(len(rows)), 0))
+    once = shared_once(config, read_shape(tiny_model), rows)
+    assert once == sum(seen)
+    assert (once > 0) == is_once

@@ -27,7 +27,7 @@ class BatchConfig(Config):
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are added up before the weights move."""
     tokens: Literal["auto"] | Annotated[int, Field(ge=16)] | None = "auto"
-    """Most tokens that go through the model together: a batch of more goes in several passes, with the same gradient and
+    """Most tokens that go through the model together, what all rows begin with counted once: a batch of more goes in several passes, with the same gradient and
     less memory. A longer row goes alone. null: no limit; auto: 1536 on a CPU and no limit on a GPU. Objectives that
     compare the rows of a batch (kto) or draw answers (ppo, grpo) have none."""
     group_by_length: bool = False
@@ -43,13 +43,15 @@ WINDOW = 16
 """Steps among which rows are sorted by length, where they are."""
 
 
-def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: int) -> list[list[list[int]]]:
+def order_steps(
+    lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: int, shared: int = 0
+) -> list[list[list[int]]]:
     """The row numbers of an epoch as steps of batches of rows; every row once, the same for the same arguments.
 
     Rows are shuffled, and the rows of one step (rows x accumulate) are drawn together; inside a step, with
     `group_by_length` inside windows of 16 steps that are shuffled again, rows of like length are put side by side so
     that padding stays small. The last step may be smaller than the others. Batches of more than `batch.tokens` tokens
-    are cut, where that is a number. The first epoch begins with the largest batch: a run that has no room for it ends at once.
+    are cut, where that is a number; the first `shared` tokens of all rows count once in a pass. The first epoch begins with the largest batch: a run that has no room for it ends at once.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))
@@ -66,23 +68,27 @@ def order_steps(lengths: Sequence[int], batch: BatchConfig, seed: int, epoch: in
         steps.append(sorted(rows[full:], key=lambda row: lengths[row]))
     whole = [[step[i : i + batch.rows] for i in range(0, len(step), batch.rows)] for step in steps]
     if whole and not epoch:
-        sizes = [max(sum(lengths[row] for row in rows) for rows in step) for step in whole]
+        sizes = [max(sum(lengths[row] - shared for row in rows) for rows in step) for step in whole]
         heaviest = sizes.index(max(sizes))
         whole[0], whole[heaviest] = whole[heaviest], whole[0]
-    return [[part for rows in step for part in in_passes(rows, lengths, batch.tokens)] for step in whole]
+    return [[part for rows in step for part in in_passes(rows, lengths, batch.tokens, shared)] for step in whole]
 
 
-def in_passes(rows: list[int], lengths: Sequence[int], limit: int | Literal["auto"] | None) -> list[list[int]]:
-    """The rows in as few parts of about equally many tokens as keep to the limit."""
-    total = sum(lengths[row] for row in rows)
-    if not isinstance(limit, int) or total <= limit:
+def in_passes(
+    rows: list[int], lengths: Sequence[int], limit: int | Literal["auto"] | None, shared: int = 0
+) -> list[list[int]]:
+    """The rows in as few parts of about equally many tokens as keep to the limit; each counts the first `shared` once."""
+    own = {row: lengths[row] - shared for row in rows}
+    total = sum(own.values())
+    if not isinstance(limit, int) or shared + total <= limit:
         return [rows]
-    for count in range(math.ceil(total / limit), len(rows)):
+    room = max(1, limit - shared)
+    for count in range(math.ceil(total / room), len(rows)):
         parts, before = list[list[int]]([] for _ in range(count)), 0
         for row in rows:
-            parts[int((before + lengths[row] / 2) * count / total)].append(row)
-            before += lengths[row]
-        if all(len(part) == 1 or sum(lengths[row] for row in part) <= limit for part in parts):
+            parts[int((before + own[row] / 2) * count / total)].append(row)
+            before += own[row]
+        if all(len(part) == 1 or sum(own[row] for row in part) <= room for part in parts):
             return [part for part in parts if part]
     return [[row] for row in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,17 @@ class Rows:
         spans = [self.span(number, place) for place in range(self.each)]
         states = [self.states and self.states(span) for span in spans]
         return tuple(TokenRow(self._ids[a], self._trained[a], b) for a, b in zip(spans, states, strict=True))
+
+    @cached_property
+    def shared(self) -> int:
+        """Tokens with which all sequences begin, one less than where they differ or a label stands."""
+        import numpy as np
+
+        first, shared = self[0], min(len(row.ids) for row in self)
+        for row in self:
+            differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
+            shared = int(np.argmax(differs)) if differs.any() else shared
+        return max(0, shared - 1)
 
     @property
     def tokens(self) -> int:

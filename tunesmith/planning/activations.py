@@ -58,7 +58,8 @@ class Batch:
 
 def joins(shape: Shape, footprint: Footprint) -> bool:
     """Whether training puts the rows of a batch into one sequence (models/joined.py)."""
-    return shape.family in FAMILIES and not shape.sliding and not footprint.prefix
+    is_plain_head = shape.head not in footprint.adapted
+    return shape.family in FAMILIES and not shape.sliding and not footprint.prefix and is_plain_head
 
 
 def layer_bytes(shape: Shape, footprint: Footprint, *, bf16: bool, batch: Batch) -> int:

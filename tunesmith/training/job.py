@@ -12,10 +12,11 @@ import transformers
 from tunesmith import models
 from tunesmith.core.files import sources_sha256
 from tunesmith.models.load import identity
+from tunesmith.models.shape import read_shape
 from tunesmith.training.distributed import own_device
 from tunesmith.training.loop import Job
 from tunesmith.training.objectives import Grpo, Ppo
-from tunesmith.training.passes import batch_of
+from tunesmith.training.passes import batch_of, shared_once
 from tunesmith.training.untrained import untrained_of
 from tunesmith.training.watch import watch_over
 
@@ -45,7 +46,6 @@ def load_for(config: Any, ready: Ready, splits: dict[str, Rows], run: Run) -> An
     """
     from tunesmith.models.lean import make_lean
     from tunesmith.models.recompute import recompute_activations
-    from tunesmith.models.shape import read_shape
     from tunesmith.models.split import frozen_layers
     from tunesmith.training.activation_cache import attach_states
     from tunesmith.training.reference import add_reference
@@ -96,11 +96,13 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
             trained.restore(folder)
 
     batch = batch_of(config, own_device().split(":")[0], splits["train"].each)
+    shape = read_shape(ready.found.base)
+    shared = shared_once(config, shape, splits["train"])
     base = {"model": config.model, "weights_sha256": identity(ready.found)}
     template = ready.dataset.template_sha256
     return Job(
         model=model, objective=config.objective, batch=batch, optimizer=config.optimizer,
-        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation, save=config.save,
+        rows=splits["train"], held_out=splits["held_out"], shared=shared, evaluation=config.evaluation, save=config.save,
         precision=ready.plan.precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),

@@ -53,6 +53,8 @@ class Job:
     pad_token: int
     rate_factor: Callable[[str], float]
     """The method's: name of a parameter -> its learning rate as a multiple of the schedule's."""
+    shared: int
+    """Tokens with which all rows begin and that a pass computes once."""
     write_weights: Callable[[Any, Path], None]
     read_weights: Callable[[Any, Path], None]
     rollout: Rollout | None = None
@@ -157,7 +159,7 @@ def _look(watcher: Watcher, stop: Stop, position: Position, *, due: bool, loss: 
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
     """(step, its batches of row numbers) from step `done` on, epoch after epoch."""
     for epoch in range(done // per_epoch, math.ceil(steps / per_epoch)):
-        order = order_steps(job.rows.lengths, job.team.batch(job.batch), job.seed, epoch)
+        order = order_steps(job.rows.lengths, job.team.batch(job.batch), job.seed, epoch, job.shared)
         for place, batches in enumerate(order):
             step = epoch * per_epoch + place
             if done <= step < steps:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CPU_TOKENS = 1536
 """More at a time are hardly faster on a CPU, and need more memory (decision 008)."""
+EPOCHS = 3
+"""The first ones, in which the largest passes of a run are looked for."""
 WHOLE = {"kto", "ppo", "grpo"}
 """Objectives that read the rows of a batch together, or draw rows of their own."""
 
@@ -37,6 +39,23 @@ def batch_of(config: Any, device: str, each: int = 1) -> BatchConfig:
     return batch.model_copy(update={"tokens": limit})
 
 
+def shared_once(config: Any, shape: Shape, rows: Rows) -> int:
+    """Tokens with which all rows begin, where a pass computes them once for all of its rows (models/joined.py), otherwise 0."""
+    from tunesmith.models.head import is_worth_sharing
+    from tunesmith.planning.activations import joins
+
+    footprint = config.method.footprint(shape)
+    drawn = shape.attention_dropout or footprint.dropout
+    if not len(rows) or drawn or not _shares(config.objective) or not joins(shape, footprint):
+        return 0
+    return rows.shared if is_worth_sharing(rows.shared, max(rows.lengths)) else 0
+
+
+def _shares(objective: Any) -> bool:
+    """Whether the objective lets one row stand for all where they are alike: not with noise, nor where whole rows are scored."""
+    return objective.kind != "reward" and not getattr(objective, "neftune_alpha", None)
+
+
 def wishes_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["fp32", "bf16"]) -> list[Wish]:
     """What the passes of a run take memory for, of which the heaviest counts; `config` is train's or plan's.
 
@@ -52,7 +71,8 @@ def wishes_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["
     batch = batch_of(config, probe().device, each)
     if rows:
         team = Team(processes=config.devices.total)
-        passes = largest_passes(rows, batch, team, config.seed, joined=joins(shape, config.method.footprint(shape)))
+        is_joined, once = joins(shape, config.method.footprint(shape)), shared_once(config, shape, rows)
+        passes = largest_passes(rows, batch, team, config.seed, joined=is_joined, shared=once)
     else:
         at_once = min(batch.rows, max(1, (batch.tokens or config.cutoff * batch.rows) // config.cutoff))
         often = batch.accumulate * math.ceil(batch.rows / at_once)
@@ -60,6 +80,8 @@ def wishes_of(config: Any, shape: Shape, rows: Rows | None, precision: Literal["
     if isinstance(objective, Ppo | Grpo):
         drawn = _drawn(objective, max(rows.lengths) if rows else config.cutoff, batch.rows, precision)
         passes = [one | drawn for one in passes]
+    if not _shares(objective):
+        passes = [{**one, "shared": 0} for one in passes]
     if objective.kind == "reward":
         passes = [{**one, "labelled": 0} for one in passes]  # its head gives one number, and no words
     return [
@@ -84,10 +106,11 @@ def _drawn(objective: Ppo | Grpo, prompt: int, rows: int, precision: Literal["fp
 
 
 def largest_passes(
-    rows: Rows, batch: BatchConfig, team: Team, seed: int, *, joined: bool = True, epochs: int = 3
+    rows: Rows, batch: BatchConfig, team: Team, seed: int, *, joined: bool = True, shared: int = 0
 ) -> list[dict[str, Any]]:
     """What a Wish needs to know of passes in the first epochs: of those that begin a step, and of those that come later in
-    one, through which a process holds the gradients of the passes before. `batch` is that of one process.
+    one, through which a process holds the gradients of the passes before. `batch` is that of one process, `shared` what its
+    passes compute once.
 
     `rows`, `tokens` and `lengths` of the largest of either (its sequences, the longest of them, each): where rows are padded
     the one with the most places, otherwise the one with the most tokens and the one with the most where the beginning that
@@ -105,11 +128,10 @@ def largest_passes(
         tokens = sum(lengths) if joined else len(lengths) * width_of(lengths)
         return tokens - left_out * len(lengths), lengths[-1]
 
-    shared, largest = _shared(rows), dict[tuple[bool, int], tuple[int, ...]]()
-    labelled, accumulate = Counter[bool](), Counter[bool]()
-    ways = [0, shared] if joined and is_worth_sharing(shared, min(rows.lengths)) else [0]
-    for epoch in range(epochs):
-        for step in order_steps(rows.lengths, team.batch(batch), seed, epoch):
+    largest, labelled, accumulate = dict[tuple[bool, int], tuple[int, ...]](), Counter[bool](), Counter[bool]()
+    ways = [0, rows.shared] if joined and is_worth_sharing(rows.shared, min(rows.lengths)) else [0]
+    for epoch in range(EPOCHS):
+        for step in order_steps(rows.lengths, team.batch(batch), seed, epoch, shared):
             for place, numbers in enumerate(step):
                 later = place >= team.processes
                 columns = np.zeros(max(rows.lengths[number] for number in numbers), dtype=bool)
@@ -126,18 +148,7 @@ def largest_passes(
     return [
         {
             "rows": len(lengths), "tokens": width_of(lengths), "lengths": lengths, "labelled": labelled[later],
-            "accumulate": accumulate[later], "shared": shared,
+            "accumulate": accumulate[later], "shared": rows.shared,
         }
         for later, lengths in dict.fromkeys((later, lengths) for (later, _), lengths in largest.items())
     ]  # fmt: skip
-
-
-def _shared(rows: Rows) -> int:
-    """Tokens with which all rows begin, one less than where they differ or a label stands (as models/joined.py has it)."""
-    import numpy as np
-
-    first, shared = rows[0], min(len(row.ids) for row in rows)
-    for row in rows:
-        differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
-        shared = int(np.argmax(differs)) if differs.any() else shared
-    return max(0, shared - 1)

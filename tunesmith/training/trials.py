@@ -139,7 +139,7 @@ def _half(job: Job) -> BatchConfig:
 
 
 def _whole_steps(job: Job, batch: BatchConfig, free: list[int]) -> Steps:
-    order = order_steps([job.rows.lengths[number] for number in free], batch, job.seed, 0) if free else []
+    order = order_steps([job.rows.lengths[number] for number in free], batch, job.seed, 0, job.shared) if free else []
     steps = [[[free[place] for place in part] for part in step] for step in order]
     return [step for step in steps if sum(map(len, step)) == batch.rows * batch.accumulate][: STEPS[-1]]
 

@@ -16,7 +16,7 @@ from tunesmith.models.methods import Freeze, Full, Lora, Method, Qlora
 from tunesmith.planning.optimizers import OptimizerKind
 from tunesmith.training.distributed import DevicesConfig, check_companions, plan_devices
 from tunesmith.training.objectives import Grpo, Objective, Ppo, Sft
-from tunesmith.training.passes import batch_of, wishes_of
+from tunesmith.training.passes import batch_of, shared_once, wishes_of
 from tunesmith.training.rewards import check_rewards
 
 if TYPE_CHECKING:
@@ -193,10 +193,11 @@ def _measure(config: PlanConfig, source: Path, folder: Path, plan: MemoryPlan, r
         run.say("no weights here: the time of an epoch is not measured")
         return None
     check_device(plan.device, run)
-    rows = Rows(folder, "train")
-    steps = order_steps(rows.lengths, batch_of(config, plan.device, rows.each), config.seed, 0)
-    is_joined = joins(shape := read_shape(source), config.method.footprint(shape))
-    size = sum if is_joined else lambda lengths: len(lengths) * max(lengths)
+    rows, shape = Rows(folder, "train"), read_shape(source)
+    shared = shared_once(config, shape, rows)
+    steps = order_steps(rows.lengths, batch_of(config, plan.device, rows.each), config.seed, 0, shared)
+    joined = lambda lengths: sum(lengths) - (len(lengths) - 1) * shared  # noqa: E731
+    size = joined if joins(shape, config.method.footprint(shape)) else lambda lengths: len(lengths) * max(lengths)
     tokens = [sum(size([rows.lengths[n] for n in batch]) for batch in step) for step in steps]
     run.say(f"measuring a few of {len(steps)} steps for about {config.calibration_seconds:g} s")
     make = _stepper(config, source, rows, steps, plan)
