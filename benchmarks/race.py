@@ -251,7 +251,7 @@ def quiet() -> dict[str, str]:
 
 def held_out_loss(made: Path, course: Course) -> float:
     """Mean loss of the answers' tokens in the held-out rows under the base with an adapter, or a whole model, fp32."""
-    from tunesmith.data.batch import BatchConfig, collate
+    from tunesmith.data.batch import BatchConfig, collate, in_order
     from tunesmith.data.dataset import Rows
     from tunesmith.models.load import Found, find, load_model
     from tunesmith.training.held_out import held_out_scores
@@ -261,7 +261,7 @@ def held_out_loss(made: Path, course: Course) -> float:
     has_adapter = (made / "adapter_config.json").is_file()
     model = load_model(Found("race", course.model, made) if has_adapter else find(str(made)))
     ready = lambda numbers: collate(rows, numbers, 0)  # noqa: E731
-    return held_out_scores(Sft(), model, rows, ready, batch=BatchConfig())["held_out_loss"]
+    return held_out_scores(Sft(), model, in_order(rows.lengths, BatchConfig()), ready)["held_out_loss"]
 
 
 def prepare(course: Course) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from tunesmith.data.batch import BatchConfig, collate, order_steps
+from tunesmith.data.batch import BatchConfig, collate, in_order, order_steps
 from tunesmith.data.dataset import Rows, write_split
 from tunesmith.data.render import Rendered
 
@@ -57,6 +57,13 @@ def test_the_beginning_that_all_rows_share_counts_once_in_a_pass():
     assert order_steps([*lengths[:3], 341], batch, 1, 0, shared=300) == [[[0, 1, 2], [3]]]
     assert order_steps(lengths, batch, 1, 0) == [[[0], [1], [2], [3]]]
     assert order_steps(lengths, batch.model_copy(update={"tokens": 200}), 1, 0, shared=300) == [[[0], [1], [2], [3]]]
+
+
+def test_rows_in_order_are_cut_as_while_training():
+    lengths = [340, 20, 310, 25, 330, 30, 320]
+    assert in_order(lengths, BatchConfig(rows=4, tokens=None)) == [[1, 3, 5, 2], [6, 4, 0]]
+    assert in_order(lengths, BatchConfig(rows=4, tokens=350)) == [[1, 3, 5], [2], [6], [4], [0]]
+    assert in_order([300 + n for n in lengths], BatchConfig(rows=3, tokens=400), shared=300)[0] == [1, 3, 5]
 
 
 @pytest.mark.parametrize("limit", [None, 300])

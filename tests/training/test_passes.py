@@ -10,13 +10,14 @@ from tunesmith import verbs
 from tunesmith.core.config import load
 from tunesmith.core.examples import IGNORED
 from tunesmith.data.batch import BatchConfig, collate, order_steps
-from tunesmith.data.dataset import Rows
+from tunesmith.data.dataset import Few, Rows
 from tunesmith.data.prepare import Split, write_dataset
 from tunesmith.data.source import Source
 from tunesmith.models import head
 from tunesmith.models.joined import shared_tokens
 from tunesmith.models.load import find
 from tunesmith.models.shape import read_shape
+from tunesmith.training import loop
 from tunesmith.training.distributed import ALONE, Team
 from tunesmith.training.passes import EPOCHS, largest_passes, shared_once
 
@@ -72,6 +73,8 @@ def test_the_beginning_that_all_rows_share_is_known(rows):
     largest = largest_passes(rows, BatchConfig(rows=4), ALONE, SEED)
     assert {one["shared"] for one in largest} == {shared_tokens(collate(rows, range(len(rows)), 0))}
     assert largest[0]["shared"] > 10
+    few = Few.these(rows, [18, 19])
+    assert few.shared == shared_tokens(collate(few, [0, 1], 0)) > rows.shared
 
 
 def test_a_pass_of_few_long_rows_is_known_beside_one_of_many_that_share_their_beginning(prepare):
@@ -113,3 +116,15 @@ def test_what_counts_once_is_what_the_model_computes_once(rows, tiny_model, monk
     once = shared_once(config, read_shape(tiny_model), rows)
     assert once == sum(seen)
     assert (once > 0) == is_once
+
+
+def test_scored_rows_count_their_own_beginning_once(train, tmp_path, monkeypatch):
+    path, seen, score = tmp_path / "rows.jsonl", [], loop.held_out_scores
+    lines = [{"instruction": f"Say {n}", "output": "ha " * 3, "system": "be brief " * 30} for n in range(24)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setattr(loop, "held_out_scores", lambda *all: seen.append(all[2]) or score(*all))
+    wishes = {"dataset__path": [str(path)], "evaluation__share": 0.25, "optimizer__steps": 1, "batch__rows": 6}
+    losses = {limit: train(tmp_path / str(limit), batch__tokens=limit, **wishes).held_out_loss for limit in (None, 400)}
+    whole, cut = seen[0], seen[len(seen) // 2]
+    assert len(whole) < len(cut) < sum(map(len, whole))
+    assert losses[400] == pytest.approx(losses[None], rel=1e-5)

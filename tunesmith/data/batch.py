@@ -27,9 +27,9 @@ class BatchConfig(Config):
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches whose gradients are added up before the weights move."""
     tokens: Literal["auto"] | Annotated[int, Field(ge=16)] | None = "auto"
-    """Most tokens that go through the model together, what all rows begin with counted once: a batch of more goes in several passes, with the same gradient and
-    less memory. A longer row goes alone. null: no limit; auto: 1536 on a CPU and no limit on a GPU. Objectives that
-    compare the rows of a batch (kto) or draw answers (ppo, grpo) have none."""
+    """Most tokens that go through the model together, what all rows begin with counted once: a batch of more goes in
+    several passes, with the same gradient and less memory. A longer row goes alone. null: no limit; auto: 1536 on a CPU
+    and no limit on a GPU. Objectives that compare the rows of a batch (kto) or draw answers (ppo, grpo) have none."""
     group_by_length: bool = False
     """Rows of like length make a step together. Saves time only where rows are padded (models whose rows are not joined), and
     costs quality: short rows and long rows then move the weights by turns."""
@@ -51,7 +51,8 @@ def order_steps(
     Rows are shuffled, and the rows of one step (rows x accumulate) are drawn together; inside a step, with
     `group_by_length` inside windows of 16 steps that are shuffled again, rows of like length are put side by side so
     that padding stays small. The last step may be smaller than the others. Batches of more than `batch.tokens` tokens
-    are cut, where that is a number; the first `shared` tokens of all rows count once in a pass. The first epoch begins with the largest batch: a run that has no room for it ends at once.
+    are cut, where that is a number; the first `shared` tokens of all rows count once in a pass. The first epoch begins
+    with the largest batch: a run that has no room for it ends at once.
     """
     shuffle = random.Random(f"{seed}:{epoch}")  # noqa: S311 - an order, not a secret
     rows = list(range(len(lengths)))
@@ -72,6 +73,13 @@ def order_steps(
         heaviest = sizes.index(max(sizes))
         whole[0], whole[heaviest] = whole[heaviest], whole[0]
     return [[part for rows in step for part in in_passes(rows, lengths, batch.tokens, shared)] for step in whole]
+
+
+def in_order(lengths: Sequence[int], batch: BatchConfig, shared: int = 0) -> list[list[int]]:
+    """All rows once, those of like length together, in passes as `batch` cuts them while training."""
+    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
+    batches = [order[start : start + batch.rows] for start in range(0, len(order), batch.rows)]
+    return [part for rows in batches for part in in_passes(rows, lengths, batch.tokens, shared)]
 
 
 def in_passes(

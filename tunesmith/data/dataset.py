@@ -76,14 +76,9 @@ class Rows:
 
     @cached_property
     def shared(self) -> int:
-        """Tokens with which all sequences begin, one less than where they differ or a label stands."""
-        import numpy as np
-
-        first, shared = self[0], min(len(row.ids) for row in self)
-        for row in self:
-            differs = (row.ids[:shared] != first.ids[:shared]) | row.trained[:shared]
-            shared = int(np.argmax(differs)) if differs.any() else shared
-        return max(0, shared - 1)
+        """Tokens with which all sequences begin and that no label stands behind."""
+        spans = [self.span(number, place) for number in range(len(self)) for place in range(self.each)]
+        return _shared([(self._ids[span], self._trained[span]) for span in spans])
 
     @property
     def tokens(self) -> int:
@@ -122,9 +117,25 @@ class Few:
     def __len__(self) -> int:
         return len(self._rows)
 
+    @cached_property
+    def shared(self) -> int:
+        """Tokens with which all sequences begin and that no label stands behind."""
+        return _shared([(sequence.ids, sequence.trained) for row in self._rows for sequence in row])
+
     def sequences(self, number: int) -> tuple[TokenRow, ...]:
         """All sequences of a row."""
         return self._rows[number]
+
+
+def _shared(sequences: Sequence[tuple[np.ndarray, np.ndarray]]) -> int:
+    """One token less than where sequences (ids, trained) begin to differ or a label stands; 0 of none."""
+    import numpy as np
+
+    shared = min((len(ids) for ids, _ in sequences), default=0)
+    for ids, trained in sequences:
+        differs = (ids[:shared] != sequences[0][0][:shared]) | trained[:shared]
+        shared = int(np.argmax(differs)) if differs.any() else shared
+    return max(0, shared - 1)
 
 
 def spread(size: int, count: int) -> list[int]:

@@ -12,14 +12,11 @@ from pydantic import Field
 from tunesmith.core.config import Config
 from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import give_back_memory
-from tunesmith.data.batch import in_passes
 from tunesmith.training.distributed import ALONE, Team
 
 if TYPE_CHECKING:
     import torch
 
-    from tunesmith.data.batch import BatchConfig
-    from tunesmith.data.dataset import Few, Rows
     from tunesmith.training.objectives import Objective
 
 
@@ -62,19 +59,16 @@ def resting(model: Any) -> Iterator[None]:
 
 
 def held_out_scores(
-    objective: Objective, model: Any, rows: Rows | Few, ready: Callable[[list[int]], dict[str, torch.Tensor]], *,
-    batch: BatchConfig, team: Team = ALONE,
+    objective: Objective, model: Any, passes: list[list[int]],
+    ready: Callable[[list[int]], dict[str, torch.Tensor]], team: Team = ALONE,
 ) -> dict[str, float]:  # fmt: skip
     """`held_out_loss` and the objective's other numbers (`held_out_...`), means over all that it counts in the rows.
 
-    `ready` makes the batch of some rows where the model is. Rows of like length are scored together, as many as `batch`
-    trains at a time; each process of a team scores its share, and all get the same numbers.
+    `passes` are the numbers of rows that go through the model together, and `ready` makes their batch where the model is.
+    Each process of a team scores its share, and all get the same numbers.
     """
     import torch
 
-    order = sorted(range(len(rows)), key=lambda number: rows.lengths[number])
-    batches = [order[start : start + batch.rows] for start in range(0, len(order), batch.rows)]
-    passes = [part for numbers in batches for part in in_passes(numbers, rows.lengths, batch.tokens)]
     sums = Counter[str]()
     with resting(model), torch.no_grad():
         for numbers, counts in team.shares(passes):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,13 +97,12 @@ def make_job(config: Any, ready: Ready, model: Any, splits: dict[str, Rows], tea
             trained.restore(folder)
 
     batch = batch_of(config, own_device().split(":")[0], splits["train"].each)
-    shape = read_shape(ready.found.base)
-    shared = shared_once(config, shape, splits["train"])
     base = {"model": config.model, "weights_sha256": identity(ready.found)}
     template = ready.dataset.template_sha256
     return Job(
         model=model, objective=config.objective, batch=batch, optimizer=config.optimizer,
-        rows=splits["train"], held_out=splits["held_out"], shared=shared, evaluation=config.evaluation, save=config.save,
+        rows=splits["train"], held_out=splits["held_out"], evaluation=config.evaluation, save=config.save,
+        shared=partial(shared_once, config, read_shape(ready.found.base)),
         precision=ready.plan.precision, seed=config.seed, pad_token=tokenizer.pad_token_id or 0,
         devices=config.devices, team=team, rate_factor=config.method.rate_factor,
         write_weights=write_weights, read_weights=read_weights, rollout=_rollout(config, ready, model, splits),

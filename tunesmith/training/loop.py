@@ -18,7 +18,7 @@ from tunesmith.core import files
 from tunesmith.core.errors import Paused
 from tunesmith.core.examples import IGNORED
 from tunesmith.core.run import Progress, Run
-from tunesmith.data.batch import BatchConfig, collate, order_steps
+from tunesmith.data.batch import BatchConfig, collate, in_order, order_steps
 from tunesmith.data.dataset import Few, Rows
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Position, SaveConfig
@@ -53,8 +53,8 @@ class Job:
     pad_token: int
     rate_factor: Callable[[str], float]
     """The method's: name of a parameter -> its learning rate as a multiple of the schedule's."""
-    shared: int
-    """Tokens with which all rows begin and that a pass computes once."""
+    shared: Callable[[Rows | Few], int]
+    """Tokens with which all of these rows begin and that a pass computes once."""
     write_weights: Callable[[Any, Path], None]
     read_weights: Callable[[Any, Path], None]
     rollout: Rollout | None = None
@@ -158,8 +158,9 @@ def _look(watcher: Watcher, stop: Stop, position: Position, *, due: bool, loss: 
 
 def _steps(job: Job, per_epoch: int, done: int, steps: int) -> Iterator[tuple[int, list[list[int]]]]:
     """(step, its batches of row numbers) from step `done` on, epoch after epoch."""
+    shared = job.shared(job.rows)
     for epoch in range(done // per_epoch, math.ceil(steps / per_epoch)):
-        order = order_steps(job.rows.lengths, job.team.batch(job.batch), job.seed, epoch, job.shared)
+        order = order_steps(job.rows.lengths, job.team.batch(job.batch), job.seed, epoch, shared)
         for place, batches in enumerate(order):
             step = epoch * per_epoch + place
             if done <= step < steps:
@@ -231,17 +232,15 @@ def _report(run: Run, bar: Progress, position: Position, numbers: dict[str, Any]
 def _scorer(job: Job, rows: Rows | Few, spread: Spread, stop: Stop) -> Callable[[], dict[str, float]] | None:
     if not len(rows):
         return None
+    passes = in_order(rows.lengths, job.batch, job.shared(rows))
 
     def score() -> dict[str, float]:
         # one that left would keep the others waiting
         with stop.at_once() if job.team.processes == 1 else nullcontext():
             if job.rollout:
                 return job.rollout.score(spread.bare)
-            return held_out_scores(
-                job.objective, spread.model, rows,
-                lambda numbers: _there(collate(rows, numbers, job.pad_token), spread),
-                batch=job.batch, team=job.team,
-            )  # fmt: skip
+            ready = lambda numbers: _there(collate(rows, numbers, job.pad_token), spread)  # noqa: E731
+            return held_out_scores(job.objective, spread.model, passes, ready, job.team)
 
     return score
 

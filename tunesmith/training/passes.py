@@ -13,7 +13,7 @@ from tunesmith.training.distributed import Team
 from tunesmith.training.objectives import Grpo, Ppo
 
 if TYPE_CHECKING:
-    from tunesmith.data.dataset import Rows
+    from tunesmith.data.dataset import Few, Rows
     from tunesmith.models.shape import Shape
     from tunesmith.planning.memory import Wish
 
@@ -39,8 +39,8 @@ def batch_of(config: Any, device: str, each: int = 1) -> BatchConfig:
     return batch.model_copy(update={"tokens": limit})
 
 
-def shared_once(config: Any, shape: Shape, rows: Rows) -> int:
-    """Tokens with which all rows begin, where a pass computes them once for all of its rows (models/joined.py), otherwise 0."""
+def shared_once(config: Any, shape: Shape, rows: Rows | Few) -> int:
+    """Tokens with which all of these rows begin, where a pass computes them once for all of its rows (models/joined.py), otherwise 0."""
     from tunesmith.models.head import is_worth_sharing
     from tunesmith.planning.activations import joins
 

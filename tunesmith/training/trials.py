@@ -16,7 +16,7 @@ import torch
 
 from tunesmith.core.errors import UsageError
 from tunesmith.core.hardware import give_back_memory
-from tunesmith.data.batch import BatchConfig, collate, order_steps
+from tunesmith.data.batch import BatchConfig, collate, in_order, order_steps
 from tunesmith.data.dataset import SPLITS, Few, Rows, spread
 from tunesmith.models.split import states_before
 from tunesmith.training.checkpoint import put_random, random_now, seed_everything
@@ -139,7 +139,8 @@ def _half(job: Job) -> BatchConfig:
 
 
 def _whole_steps(job: Job, batch: BatchConfig, free: list[int]) -> Steps:
-    order = order_steps([job.rows.lengths[number] for number in free], batch, job.seed, 0, job.shared) if free else []
+    lengths, shared = [job.rows.lengths[number] for number in free], job.shared(job.rows)
+    order = order_steps(lengths, batch, job.seed, 0, shared) if free else []
     steps = [[[free[place] for place in part] for part in step] for step in order]
     return [step for step in steps if sum(map(len, step)) == batch.rows * batch.accumulate][: STEPS[-1]]
 
@@ -235,8 +236,8 @@ class Bench:
         job, few = self.job, Few.these(self.job.held_out if cut.is_held_out else self.job.rows, cut.scored)
 
         ready = partial(self._batch, few, held=held)
-        scores = held_out_scores(job.objective, held.model, few, ready, batch=job.batch)
-        return scores["held_out_loss"]
+        passes = in_order(few.lengths, job.batch, job.shared(few))
+        return held_out_scores(job.objective, held.model, passes, ready)["held_out_loss"]
 
     def _batch(self, rows: Rows | Few, numbers: list[int], held: Any) -> dict[str, torch.Tensor]:
         return {name: value.to(held.device) for name, value in collate(rows, numbers, self.job.pad_token).items()}
