@@ -311,6 +311,9 @@ def main() -> None:
     wish.add_argument("--data", type=Path, default=DATA)
     wish.add_argument("--out", type=Path, default=ROOT / "runs" / "race" / "race.json")
     wish = wish.parse_args()
+    for name in ("rounds", "rows"):
+        if getattr(wish, name) < 1:
+            raise SystemExit(f"--{name}: none. Got {getattr(wish, name)}. Give 1 or more")
     jobs, of = wish.jobs.split(","), {"data": wish.data.name, "rows": wish.rows}
     if unknown := set(jobs) - set(JOBS):
         raise SystemExit(f"--jobs: unknown. Got {', '.join(sorted(unknown))}. Choose from {', '.join(JOBS)}")
@@ -334,6 +337,7 @@ def main() -> None:
                 write()
             else:
                 write_beside(wish.out, found)
+    print(f"{ROOT / 'docs' / 'speed.md' if wish.out.resolve() == PUBLISHED else wish.out.with_suffix('.md')}: the tables", flush=True)
 
 
 if __name__ == "__main__":
