@@ -337,7 +337,8 @@ def main() -> None:
                 write()
             else:
                 write_beside(wish.out, found)
-    print(f"{ROOT / 'docs' / 'speed.md' if wish.out.resolve() == PUBLISHED else wish.out.with_suffix('.md')}: the tables", flush=True)
+    page = ROOT / "docs" / "speed.md" if wish.out.resolve() == PUBLISHED else wish.out.with_suffix(".md")
+    print(f"{page}: the tables", flush=True)
 
 
 if __name__ == "__main__":
