@@ -1,4 +1,4 @@
-"""Predicted against measured peak memory: a few steps on the embedded model, each configuration in its own process.
+"""Predicted against measured peak memory: a few steps on the embedded model, each configuration in processes of its own.
 
 python benchmarks/memory.py                  # all configurations, writes benchmarks/results/memory.json and the table of docs/plan.md
 python benchmarks/memory.py lora fp32        # only those whose name has all these words; the others keep their rows
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Any
 from report import write
 
 STEPS = 4
+RUNS = 3
+"""Of a configuration; what the allocator keeps differs from run to run."""
 RESULTS = Path(__file__).parent / "results" / "memory.json"
 SIZES = ((8, 64, 0), (4, 256, 0), (16, 60, 23))
 
@@ -74,6 +77,19 @@ def measure(wish: dict[str, Any]) -> dict[str, Any]:
     return {"loading_bytes": loaded, "measured_bytes": peak_memory_bytes(), "libc": " ".join(platform.libc_ver())}
 
 
+def measure_apart(wish: dict[str, Any]) -> dict[str, Any]:
+    """`measure` in RUNS processes side by side; the peaks of all, and their median."""
+    command = [sys.executable, __file__, "--one", json.dumps(wish)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    children = [subprocess.Popen(command, **pipes) for _ in range(RUNS)]
+    said = [child.communicate() for child in children]
+    if any(child.returncode for child in children):
+        sys.exit(next(error for child, (_, error) in zip(children, said, strict=True) if child.returncode))
+    found = [json.loads(out.splitlines()[-1]) for out, _ in said]
+    middle = {name: int(statistics.median(one[name] for one in found)) for name in ("loading_bytes", "measured_bytes")}
+    return {**found[0], **middle, "runs_bytes": sorted(one["measured_bytes"] for one in found)}
+
+
 def method_of(wish: dict[str, Any]) -> Any:
     """The method with its default options."""
     from pydantic import TypeAdapter
@@ -125,27 +141,24 @@ def compare(wish: dict[str, Any], measured: dict[str, Any]) -> dict[str, Any]:
 
 
 def main(words: list[str]) -> None:
-    """Measure every configuration in a process of its own and write the table."""
+    """Measure every configuration and write the table."""
     if words[:1] == ["--one"]:
         print(json.dumps(measure(json.loads(words[1]))))
         return
     known = {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     for wish in configurations():
         if words == ["--again"]:
-            measured = {key: known[wish["name"]][key] for key in ("loading_bytes", "measured_bytes", "libc")}
+            kept = ("loading_bytes", "measured_bytes", "libc", "runs_bytes")
+            measured = {key: known[wish["name"]][key] for key in kept}
         elif all(word in wish["name"].split() for word in words):
-            child = [sys.executable, __file__, "--one", json.dumps(wish)]
-            done = subprocess.run(child, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(done.stderr)
-            measured = json.loads(done.stdout.splitlines()[-1])
+            measured = measure_apart(wish)
         else:
             continue
         row = known[wish["name"]] = compare(wish, measured)
         peak, said = row["measured_bytes"] / 2**20, row["predicted_bytes"] / 2**20
         print(f"{row['name']:<32} measured {peak:6.0f} MiB  predicted {said:6.0f} MiB  {row['error']:+.1%}", flush=True)
-    rows = [known[wish["name"]] for wish in configurations() if wish["name"] in known]
-    RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        rows = [known[wish["name"]] for wish in configurations() if wish["name"] in known]
+        RESULTS.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     write()
 
 
