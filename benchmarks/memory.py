@@ -145,12 +145,15 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--one"]:
         print(json.dumps(measure(json.loads(words[1]))))
         return
+    named = [wish for wish in configurations() if all(word in wish["name"].split() for word in words)]
+    if words != ["--again"] and not named:
+        sys.exit(f"configurations: none has all these words. Got {' '.join(words)}. Give words of one, as lora fp32 8x64")
     known = {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     for wish in configurations():
         if words == ["--again"]:
             kept = ("loading_bytes", "measured_bytes", "libc", "runs_bytes")
             measured = {key: known[wish["name"]][key] for key in kept}
-        elif all(word in wish["name"].split() for word in words):
+        elif wish in named:
             measured = measure_apart(wish)
         else:
             continue

@@ -73,10 +73,19 @@ class Course:
 
 
 def read_rows(data: Path, count: int) -> list[dict[str, str]]:
-    """Rows for training and for the held-out loss. Ends with one line where there are too few."""
+    """Rows for training and for the held-out loss. Ends with one line where there are too few, or where they are others."""
+    layout = "Give --data, a JSON list of instruction, input and output"
     if not data.is_file():
-        raise SystemExit(f"{data}: no such file. Give --data, a JSON list of instruction, input and output")
-    rows = json.loads(data.read_text(encoding="utf-8"))
+        raise SystemExit(f"{data}: no such file. {layout}")
+    try:
+        rows = json.loads(data.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{data}: not JSON ({error}). {layout}") from None
+    if not isinstance(rows, list):
+        raise SystemExit(f"{data}: not a list. Got {type(rows).__name__}. {layout}")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or not {"instruction", "input", "output"} <= set(row):
+            raise SystemExit(f"{data}: row {number} has other fields. Got {str(row)[:60]}. {layout}")
     if len(rows) < count + HELD_OUT:
         raise SystemExit(f"{data}: {len(rows)} rows, of which {HELD_OUT} are held out. Got --rows {count}. Give fewer")
     return rows[: count + HELD_OUT]
