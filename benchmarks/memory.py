@@ -147,7 +147,9 @@ def main(words: list[str]) -> None:
         return
     named = [wish for wish in configurations() if all(word in wish["name"].split() for word in words)]
     if words != ["--again"] and not named:
-        sys.exit(f"configurations: none has all these words. Got {' '.join(words)}. Give words of one, as lora fp32 8x64")
+        sys.exit(
+            f"configurations: none has all these words. Got {' '.join(words)}. Give words of one, as lora fp32 8x64"
+        )
     known = {row["name"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))}
     for wish in configurations():
         if words == ["--again"]:

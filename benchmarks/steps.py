@@ -150,11 +150,14 @@ def main(words: list[str]) -> None:
     if words[:1] == ["--one"]:
         print(json.dumps(measure(SETTINGS[words[1]], Path(words[2]))))
         return
+    if words and not words[0].isdigit():
+        sys.exit(f"rounds: a number. Got {words[0]}. Say how many, and then the settings")
     start, names = dict(os.environ), words[1:] or sorted(SETTINGS)  # preparing sets what every run is to set for itself
     if unknown := set(names) - set(SETTINGS):
         sys.exit(f"settings: unknown. Got {', '.join(sorted(unknown))}. Choose from {'; '.join(SETTINGS)}")
     known = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.is_file() else []
     runs = [run for run in known if run["setting"] not in names]
+    revision = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=HERE, text=True).strip()
     with tempfile.TemporaryDirectory() as folder:
         made = {
             name: prepare(Path(folder) / name, rows()) for name, rows in {"alpaca": alpaca, "kettle": kettle}.items()
@@ -165,7 +168,9 @@ def main(words: list[str]) -> None:
                 done = subprocess.run(child, capture_output=True, text=True, check=False, env=start)
                 if done.returncode:
                     sys.exit(done.stderr)
-                runs.append({"round": number, "setting": name, **json.loads(done.stdout.splitlines()[-1])})
+                runs.append(
+                    {"revision": revision, "round": number, "setting": name, **json.loads(done.stdout.splitlines()[-1])}
+                )
                 print(runs[-1], flush=True)
     RESULTS.write_text(json.dumps({"rows": BATCH, "steps": STEPS, "runs": runs}, indent=2) + "\n", encoding="utf-8")
 
